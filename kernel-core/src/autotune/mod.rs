@@ -1,0 +1,1 @@
+//! Persistent cache of measured choices.
