@@ -1,1 +1,26 @@
-fn main() {}
+//! Parity checks, benchmarks and tools of this workspace: `cargo xtask --help`.
+
+mod report;
+mod results;
+mod slug;
+mod source_hash;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "xtask", about = "Parity checks, benchmarks and tools of this workspace", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Report(report::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Report(args) => report::run(args),
+    }
+}
