@@ -39,7 +39,9 @@ impl Arch {
     /// [`Error::Unsupported`] for any other text, and for anything below `sm_50`.
     pub fn parse(name: &str) -> Result<Arch> {
         let bad = || Error::Unsupported {
-            what: format!("architecture {name:?}; expected sm_<number> with an optional a or f, such as sm_80 or sm_90a"),
+            what: format!(
+                "architecture {name:?}; expected sm_<number> with an optional a or f, such as sm_80 or sm_90a"
+            ),
         };
         let rest = name.strip_prefix("sm_").ok_or_else(bad)?;
         let (digits, features) = if let Some(digits) = rest.strip_suffix('a') {
@@ -140,7 +142,9 @@ mod tests {
 
     #[test]
     fn bad_names_say_what_was_expected() {
-        for name in ["", "sm_", "sm_a", "90a", "compute_90", "sm_90x", "sm_9", "sm_+90", "sm_99999", "sm_ 90", "sm_90aa"] {
+        for name in
+            ["", "sm_", "sm_a", "90a", "compute_90", "sm_90x", "sm_9", "sm_+90", "sm_99999", "sm_ 90", "sm_90aa"]
+        {
             let message = Arch::parse(name).expect_err(name).to_string();
             assert!(message.contains(&format!("{name:?}")) && message.contains("sm_90a"), "{message}");
         }
