@@ -1,0 +1,108 @@
+//! The SigLIP loss, plainly.
+
+use super::{add_scaled, dot, exactly, sigmoid};
+use crate::error::Result;
+use crate::host::positive;
+use crate::siglip::{Positives, SiglipParams};
+
+/// The scalars of the loss in f64, so that finite differences can move them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SiglipScalars {
+    /// Logarithm of the temperature.
+    pub log_temp: f64,
+    /// Added to every logit.
+    pub bias: f64,
+    /// The positive pairs.
+    pub positives: Positives,
+    /// Divisor of the sum over pairs.
+    pub batch: usize,
+    /// Scales every gradient, and not the loss.
+    pub upstream: f64,
+}
+
+impl From<&SiglipParams> for SiglipScalars {
+    fn from(params: &SiglipParams) -> Self {
+        Self {
+            log_temp: f64::from(params.log_temp),
+            bias: f64::from(params.bias),
+            positives: params.positives,
+            batch: params.batch,
+            upstream: f64::from(params.upstream),
+        }
+    }
+}
+
+/// Loss and gradients in f64.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiglipResult {
+    /// The loss.
+    pub loss: f64,
+    /// `[N, D]`
+    pub d_img: Vec<f64>,
+    /// `[M, D]`
+    pub d_txt: Vec<f64>,
+    /// dL/d log_temp
+    pub d_log_temp: f64,
+    /// dL/d bias
+    pub d_bias: f64,
+}
+
+/// Calls `pair(i, j, y, z - bias, z)` for every pair.
+fn pairs(
+    img: &[f64],
+    txt: &[f64],
+    dim: usize,
+    scalars: &SiglipScalars,
+    mut pair: impl FnMut(usize, usize, f64, f64, f64),
+) -> Result<(usize, usize)> {
+    positive("columns of img", dim)?;
+    positive("batch", scalars.batch)?;
+    let (n, m) = (img.len() / dim, txt.len() / dim);
+    exactly("img", img, &[n, dim])?;
+    exactly("txt", txt, &[m, dim])?;
+    for i in 0..n {
+        let positive = scalars.positives.column(i, m);
+        for j in 0..m {
+            let scaled = scalars.log_temp.exp() * dot(&img[i * dim..][..dim], &txt[j * dim..][..dim]);
+            pair(i, j, if positive == Some(j) { 1.0 } else { -1.0 }, scaled, scaled + scalars.bias);
+        }
+    }
+    Ok((n, m))
+}
+
+/// `-log sigmoid(x)`
+fn minus_log_sigmoid(x: f64) -> f64 {
+    // f64::max would drop a NaN; the second term keeps it.
+    (-x).max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// The loss alone. `img` is `[N, dim]`, `txt` `[M, dim]`, dense.
+///
+/// # Errors
+/// [`Shape`](crate::Error::Shape) when a slice is not whole rows, [`ZeroSize`](crate::Error::ZeroSize) for a zero `dim` or batch.
+pub fn siglip_loss(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars) -> Result<f64> {
+    let mut loss = 0.0;
+    pairs(img, txt, dim, scalars, |_, _, y, _, z| loss += minus_log_sigmoid(y * z))?;
+    Ok(loss / scalars.batch as f64)
+}
+
+/// The loss and all gradients. `img` is `[N, dim]`, `txt` `[M, dim]`, dense.
+///
+/// # Errors
+/// As [`siglip_loss`].
+pub fn siglip(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars) -> Result<SiglipResult> {
+    let (mut d_img, mut d_txt) = (vec![0.0; img.len()], vec![0.0; txt.len()]);
+    let (mut loss, mut d_log_temp, mut d_bias) = (0.0, 0.0, 0.0);
+    let temperature = scalars.log_temp.exp();
+    let batch = scalars.batch as f64;
+    pairs(img, txt, dim, scalars, |i, j, y, scaled, z| {
+        loss += minus_log_sigmoid(y * z);
+        // d/dz of -log sigmoid(y z) is -y sigmoid(-y z).
+        let dz = -y * sigmoid(-y * z) * scalars.upstream / batch;
+        d_log_temp += dz * scaled;
+        d_bias += dz;
+        add_scaled(&mut d_img[i * dim..][..dim], dz * temperature, &txt[j * dim..][..dim]);
+        add_scaled(&mut d_txt[j * dim..][..dim], dz * temperature, &img[i * dim..][..dim]);
+    })?;
+    Ok(SiglipResult { loss: loss / batch, d_img, d_txt, d_log_temp, d_bias })
+}
