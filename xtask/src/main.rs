@@ -1,5 +1,6 @@
 //! Parity checks, benchmarks and tools of this workspace: `cargo xtask --help`.
 
+mod bundle;
 mod report;
 mod results;
 mod slug;
@@ -17,10 +18,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Report(report::Args),
+    Bundle(bundle::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Report(args) => report::run(args),
+        Command::Bundle(args) => bundle::run(args),
     }
 }
