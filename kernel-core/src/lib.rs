@@ -22,6 +22,7 @@ pub mod compile;
 pub mod cuda;
 pub mod dtype;
 pub mod error;
+mod extent;
 pub mod gemm;
 pub mod gpu;
 pub mod kernel;
@@ -36,5 +37,20 @@ pub mod workspace;
 pub use cudarc;
 pub use half;
 
+pub use arch::Arch;
+pub use autotune::{AutotuneCache, AutotuneMode, TuneKey};
+pub use compile::{Cubin, CubinCache};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
+pub use gemm::{GemmCandidate, GemmPlan, GemmSpec, MatrixSpec};
+pub use gpu::{DeviceInfo, Gpu};
+pub use kernel::{Kernel, KernelAttributes};
+pub use launch::{KernelArg, LaunchConfig};
+pub use probe::Library;
+pub use program::{Program, source_hash};
+pub use tensor::{
+    MatrixView, MatrixViewMut, Scalar, TensorView, TensorViewMut, VectorView, VectorViewMut, check_disjoint,
+};
+pub use tma::{MapType, Swizzle, TensorMap, TiledMap};
+pub use variant::Variant;
+pub use workspace::{Layout, Region, Workspace};
