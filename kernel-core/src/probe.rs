@@ -169,7 +169,7 @@ fn search(library: Library) -> Outcome {
                 Ok(_) => {
                     outcome.tried.push(format!("{}: not reachable by name or not usable", file.display()));
                 }
-                Err(error) => outcome.tried.push(format!("{}: {error}", file.display())),
+                Err(error) => outcome.tried.push(format!("{}: {}", file.display(), reason(&error))),
             }
         }
     }
@@ -184,7 +184,7 @@ fn accept_by_name(library: Library, names: &[String], outcome: &mut Outcome) -> 
             Ok(handle) => handle,
             Err(error) => {
                 // "Not there" is the common case and says nothing; anything else (another architecture, a broken link) does.
-                let text = error.to_string();
+                let text = reason(&error);
                 if cfg!(unix) && !text.contains("cannot open shared object file") {
                     failures.push(format!("{name}: {text}"));
                 }
@@ -214,6 +214,11 @@ fn open(name: &std::ffi::OsStr) -> std::result::Result<&'static Handle, libloadi
     // SAFETY: NVIDIA's libraries run only their own initialisers when they are loaded, and never get unloaded here.
     let handle = unsafe { Handle::new(name) }?;
     Ok(Box::leak(Box::new(handle)))
+}
+
+/// The loader's own words, which are in the source of the error.
+fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |source| source.to_string())
 }
 
 /// NVRTC loads its builtins by name at the first compilation, which fails when only NVRTC itself was found by path.
