@@ -1,0 +1,36 @@
+// Named barriers, cluster barriers, proxy fences, register reallocation and programmatic dependent launch.
+#pragma once
+#include "base.cuh"
+
+DEV void named_barrier(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+#if __CUDA_ARCH__ >= 900
+DEV u32 cluster_rank() {
+  u32 rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+DEV void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Orders this thread's ordinary shared-memory writes before later reads by the copy engine or the tensor cores.
+DEV void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+#endif
+
+// Programmatic dependent launch: `wait` returns once every earlier grid of the stream has finished and flushed; `launch` lets the next grid's
+// prologue start. Both do nothing in a launch without the attribute, and before sm_90.
+DEV void grid_dependency_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEV void grid_dependency_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+template <u32 COUNT> DEV void registers_grow() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <u32 COUNT> DEV void registers_shrink() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+#endif

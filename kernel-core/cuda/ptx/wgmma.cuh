@@ -1,0 +1,65 @@
+// Warpgroup matrix multiply (sm_90a). Operands in shared memory are described by 64-bit descriptors over tiles in 128-byte swizzle.
+#pragma once
+#include "base.cuh"
+#include "element.cuh"
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+namespace wgmma {
+
+// Bits: start address >> 4; leading byte offset >> 4 at 16; stride byte offset >> 4 at 32 (1024 B: eight rows of 128 B); swizzle 128 B at 62.
+// K-major: rows of 128 bytes along K; a step of one instruction along K is +32 bytes.
+DEV u64 descriptor_k_major(u32 shared) {
+  return (u64)((shared & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+}
+// MN-major: chunks of 64 16-bit elements along M or N, `chunk_bytes` apart; a step of 16 along K is +2048 bytes.
+DEV u64 descriptor_mn_major(u32 shared, u32 chunk_bytes) {
+  return (u64)((shared & 0x3FFFF) >> 4) | ((u64)(chunk_bytes >> 4) << 16) | (64ull << 32) | (1ull << 62);
+}
+
+DEV void fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEV void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <u32 PENDING> DEV void wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
+// Keeps readers of the accumulators behind the wait before them.
+template <u32 N> DEV void tie(float (&d)[N]) {
+#pragma unroll
+  for (u32 i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+#define ACC_8(d, i)                                                                                            \
+  "+f"(d[(i) + 0]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3]), "+f"(d[(i) + 4]), "+f"(d[(i) + 5]), \
+      "+f"(d[(i) + 6]), "+f"(d[(i) + 7])
+#define ACC_64(d, i)                                                                                             \
+  ACC_8(d, (i)), ACC_8(d, (i) + 8), ACC_8(d, (i) + 16), ACC_8(d, (i) + 24), ACC_8(d, (i) + 32), ACC_8(d, (i) + 40), \
+      ACC_8(d, (i) + 48), ACC_8(d, (i) + 56)
+#define REG_64                                                                                                    \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "  \
+  "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+
+// acc[OFFSET .. OFFSET + 64] = (accumulate ? itself : 0) + A (64 x 32 bytes of K) * B (32 bytes of K x 128).
+// A_MN / B_MN: the operand is stored MN-major (16-bit types only).
+template <class E, u32 OFFSET, bool A_MN, bool B_MN, u32 N>
+DEV void m64n128(float (&d)[N], u64 a, u64 b, bool accumulate) {
+  static_assert(OFFSET + 64 <= N, "accumulators out of range");
+#define WGMMA_16(TYPE)                                                                                     \
+  asm volatile(                                                                                            \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                                         \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " " REG_64 ", %64, %65, p, 1, 1, %67, %68;\n}" \
+      : ACC_64(d, OFFSET) : "l"(a), "l"(b), "r"((u32)accumulate), "n"(A_MN), "n"(B_MN))
+  if constexpr (E::KIND == Kind::BF16) WGMMA_16("bf16");
+  else if constexpr (E::KIND == Kind::F16) WGMMA_16("f16");
+  else {
+    static_assert(!A_MN && !B_MN, "8-bit operands are K-major");
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 " REG_64 ", %64, %65, p, 1, 1;\n}"
+        : ACC_64(d, OFFSET) : "l"(a), "l"(b), "r"((u32)accumulate));
+  }
+#undef WGMMA_16
+}
+#undef ACC_8
+#undef ACC_64
+#undef REG_64
+
+}  // namespace wgmma
+#endif

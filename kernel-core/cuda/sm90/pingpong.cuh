@@ -1,0 +1,208 @@
+// The Hopper GEMM mainloop: persistent, warp-specialised, ping-pong.
+//
+// One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each own a whole 128 x 128 output
+// tile and take turns on the tensor cores, so that one's epilogue runs under the other's mainloop. What happens to a finished tile is the
+// Epilogue's business:
+//
+//   struct Epilogue {
+//     DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, tile origin in elements of the output
+//     DEV void finish();                                              // once, after the consumer's last tile
+//   };
+//
+// Accumulators of a thread: acc[64 * half + 4 * j + e] is row 64 * half + 16 * warp + lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2.
+#pragma once
+#include "base.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
+#include "ptx/wgmma.cuh"
+#include "sm90/scheduler.cuh"
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// How an operand lies in memory: K_MAJOR has K contiguous ([M, K] or [N, K]), MN_MAJOR has M or N contiguous ([K, M] or [K, N]).
+enum class Major { K, MN };
+
+// A product may be a sum over several pairs of operand planes (an f32 operand split into bf16 parts, say): segment s reads both operands
+// displaced by these many elements. A plain product has one segment of zeros.
+struct Segment {
+  int a_k, a_mn, b_k, b_mn;
+};
+constexpr u32 MAX_SEGMENTS = 6;
+
+struct GemmShape {
+  u32 m, n, k;               // of this launch
+  int a_mn, a_k, b_mn, b_k;  // where this launch's block begins in the matrices behind the tensor maps
+  u32 band;                  // of TileOrder
+  u32 segments;
+  Segment segment[MAX_SEGMENTS];
+};
+
+template <class E_, Major A_MAJOR, Major B_MAJOR, u32 CLUSTER_ = 1, u32 STAGES_ = 6> struct PingPong {
+  typedef E_ E;
+  static constexpr u32 CLUSTER = CLUSTER_, STAGES = STAGES_, CONSUMERS = 2;
+  static constexpr u32 TILE_M = 128, TILE_N = 128, TILE_K = 128 / sizeof(typename E::Storage);  // a row of a stage is 128 bytes
+  static constexpr u32 OPERAND_BYTES = 128 * 128, STAGING_BYTES = 128 * 128;                    // a stage's A or B; an epilogue's buffer
+  static constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP;
+  static constexpr u32 BARRIERS = 2 * STAGES + CONSUMERS;
+  static constexpr u32 SHARED_BYTES = 1024 + STAGES * 2 * OPERAND_BYTES + CONSUMERS * STAGING_BYTES + BARRIERS * 8;
+  static constexpr bool A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
+
+  // Shared memory, carved: operand stages, staging buffers, then the barriers. `turn[c]` admits consumer c to the tensor cores.
+  u32 a, b, staging, full, empty, turn;
+  DEV explicit PingPong(void* dynamic_shared) {
+    a = (shared_address(dynamic_shared) + 1023u) & ~1023u;  // 128-byte swizzle repeats every 1024 bytes
+    b = a + STAGES * OPERAND_BYTES;
+    staging = b + STAGES * OPERAND_BYTES;
+    full = staging + CONSUMERS * STAGING_BYTES;
+    empty = full + 8 * STAGES;
+    turn = empty + 8 * STAGES;
+  }
+
+  // The ring position: stage and the parity its `full` barrier completes with.
+  struct Cursor {
+    u32 stage = 0, parity = 0;
+    DEV void next() {
+      if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+    DEV void skip(u32 count) {
+      const u32 to = stage + count;
+      parity ^= (to / STAGES) & 1;
+      stage = to % STAGES;
+    }
+  };
+
+  template <class Epilogue>
+  DEV void run(const TensorMap& map_a, const TensorMap& map_b, const GemmShape& shape, Epilogue& epilogue) {
+    const u32 rank = CLUSTER > 1 ? cluster_rank() : 0, warpgroup = threadIdx.x / WARPGROUP;
+    if (threadIdx.x == 0) {
+      tma::prefetch_map(&map_a);
+      tma::prefetch_map(&map_b);
+      for (u32 i = 0; i < STAGES; ++i) {
+        mbarrier::init(full + 8 * i, 1);
+        mbarrier::init(empty + 8 * i, CLUSTER);  // one consumer of every CTA that receives the stage
+      }
+      for (u32 i = 0; i < CONSUMERS; ++i) mbarrier::init(turn + 8 * i, 1);
+      mbarrier::fence_init();
+    }
+    if constexpr (CLUSTER > 1) cluster_sync();
+    else __syncthreads();
+    grid_dependency_wait();
+    grid_dependency_launch();
+
+    const TileOrder order = {ceil_div(shape.m, TILE_M * CLUSTER), ceil_div(shape.n, TILE_N), shape.band};
+    const u32 k_blocks = ceil_div(shape.k, TILE_K);
+    if (warpgroup == 0) {
+      registers_shrink<40>();
+      if (threadIdx.x == 0) produce(map_a, map_b, shape, order, k_blocks, rank);
+    } else {
+      registers_grow<232>();
+      consume(order, k_blocks * shape.segments, rank, warpgroup - 1, epilogue);
+    }
+    if constexpr (CLUSTER > 1) cluster_sync();  // no CTA leaves while another may still signal its barriers
+  }
+
+ private:
+  DEV void produce(const TensorMap& map_a, const TensorMap& map_b, const GemmShape& shape, const TileOrder& order, u32 k_blocks, u32 rank) {
+    Cursor at;
+    for (u32 t = blockIdx.x / CLUSTER; t < order.count(); t += gridDim.x / CLUSTER) {
+      const TileOrder::Tile tile = order.at(t);
+      const int m0 = shape.a_mn + (int)((tile.row * CLUSTER + rank) * TILE_M), n0 = shape.b_mn + (int)(tile.col * TILE_N);
+      for (u32 s = 0; s < shape.segments; ++s) {
+        const Segment shift = shape.segment[s];
+        for (u32 k = 0; k < k_blocks; ++k) {
+          const u32 barrier = full + 8 * at.stage, to_a = a + at.stage * OPERAND_BYTES, to_b = b + at.stage * OPERAND_BYTES;
+          mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
+          mbarrier::expect_bytes(barrier, 2 * OPERAND_BYTES);
+          load_a(to_a, map_a, barrier, m0 + shift.a_mn, shape.a_k + shift.a_k + (int)(k * TILE_K));
+          load_b(to_b, map_b, barrier, n0 + shift.b_mn, shape.b_k + shift.b_k + (int)(k * TILE_K), rank);
+          at.next();
+        }
+      }
+    }
+    // Every consumer's last arrival must land before this CTA may exit.
+    if constexpr (CLUSTER > 1)
+      for (u32 i = 0; i < STAGES; ++i) {
+        mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
+        at.next();
+      }
+  }
+
+  DEV void load_a(u32 to, const TensorMap& map, u32 barrier, int m, int k) const {
+    if constexpr (A_MN) {
+      tma::load_2d(to, &map, barrier, m, k);
+      tma::load_2d(to + OPERAND_BYTES / 2, &map, barrier, m + 64, k);
+    } else tma::load_2d(to, &map, barrier, k, m);
+  }
+
+  // All CTAs of a cluster share B: each loads its part and multicasts it.
+  DEV void load_b(u32 to, const TensorMap& map, u32 barrier, int n, int k, u32 rank) const {
+    constexpr u16 EVERYONE = (1 << CLUSTER) - 1;
+    if constexpr (CLUSTER == 1) {
+      if constexpr (B_MN) {
+        tma::load_2d(to, &map, barrier, n, k);
+        tma::load_2d(to + OPERAND_BYTES / 2, &map, barrier, n + 64, k);
+      } else tma::load_2d(to, &map, barrier, k, n);
+    } else {
+      static_assert(CLUSTER <= 2, "B is shared by two CTAs at most");
+      const u32 part = rank * (OPERAND_BYTES / CLUSTER);
+      const int n_part = n + (int)(rank * (TILE_N / CLUSTER));
+      if constexpr (B_MN) tma::load_2d_multicast(to + part, &map, barrier, n_part, k, EVERYONE);
+      else tma::load_2d_multicast(to + part, &map, barrier, k, n_part, EVERYONE);
+    }
+  }
+
+  template <class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
+    const u32 thread = threadIdx.x % WARPGROUP, grid = gridDim.x / CLUSTER;
+    Cursor at;
+    u32 t = blockIdx.x / CLUSTER, turns = 0;
+    if (consumer == 1) at.skip(k_blocks), t += grid;
+    float acc[128];
+#pragma unroll 1
+    for (; t < order.count(); t += CONSUMERS * grid, ++turns) {
+      const TileOrder::Tile tile = order.at(t);
+      mbarrier::wait(turn + 8 * consumer, consumer == 0 ? (turns & 1) ^ 1 : turns & 1);
+      u32 previous = 0;
+#pragma unroll 1
+      for (u32 k = 0; k < k_blocks; ++k) {
+        mbarrier::wait(full + 8 * at.stage, at.parity);
+        if (k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));
+        multiply_stage(acc, at.stage, k != 0);
+        wgmma::wait<1>();  // the stage before this one has been read
+        if (k != 0) release(previous, thread);
+        previous = at.stage;
+        at.next();
+      }
+      wgmma::wait<0>();
+      release(previous, thread);
+      wgmma::tie(acc);
+      at.skip(k_blocks);  // the other consumer's tile
+      epilogue.tile(acc, (tile.row * CLUSTER + rank) * TILE_M, tile.col * TILE_N, staging + consumer * STAGING_BYTES);
+    }
+    epilogue.finish();
+  }
+
+  DEV void multiply_stage(float (&acc)[128], u32 stage, bool accumulate) const {
+    const u64 da = descriptor<A_MN>(a + stage * OPERAND_BYTES), db = descriptor<B_MN>(b + stage * OPERAND_BYTES);
+    const u64 da_low = descriptor<A_MN>(a + stage * OPERAND_BYTES + OPERAND_BYTES / 2);  // rows 64..128 of A
+    wgmma::fence();
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
+      const bool add = accumulate || i != 0;
+      wgmma::m64n128<E, 0, A_MN, B_MN>(acc, da + i * STEP<A_MN>, db + i * STEP<B_MN>, add);
+      wgmma::m64n128<E, 64, A_MN, B_MN>(acc, da_low + i * STEP<A_MN>, db + i * STEP<B_MN>, add);
+    }
+    wgmma::commit();
+  }
+
+  template <bool MN> static DEV u64 descriptor(u32 shared) {
+    return MN ? wgmma::descriptor_mn_major(shared, OPERAND_BYTES / 2) : wgmma::descriptor_k_major(shared);
+  }
+  template <bool MN> static constexpr u64 STEP = MN ? 2048 >> 4 : 32 >> 4;  // of a descriptor, along K
+
+  DEV void release(u32 stage, u32 thread) const {
+    if constexpr (CLUSTER > 1) {
+      if (thread < CLUSTER) mbarrier::arrive_remote(empty + 8 * stage, thread);
+    } else if (thread == 0) mbarrier::arrive(empty + 8 * stage);
+  }
+};
+#endif

@@ -1,0 +1,47 @@
+// From accumulators to global memory through a warp's own staging buffer: no barrier among the warps of a warpgroup.
+#pragma once
+#include "base.cuh"
+#include "ptx/matrix.cuh"
+#include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Two buffers of 16 rows x 128 bytes, 128-byte swizzled, as a tensor map with a {128 bytes, 16 rows} box expects them. A buffer lies 8 KB from
+// the other and 2 KB from the next warp's.
+struct WarpStaging {
+  u32 base;
+  DEV WarpStaging(u32 staging, u32 warp) : base(staging + warp * 2048) {}
+  DEV u32 buffer(u32 i) const { return base + i * 8192; }
+
+  // Returns once at most PENDING of this warp's stores still read their buffer.
+  template <u32 PENDING> DEV void acquire(u32 lane) const {
+    if (lane == 0) tma::wait_read<PENDING>();
+    __syncwarp();
+  }
+  // 16 rows x 64 columns of 16-bit elements, packed in pairs as the accumulators hold them: packed[2 * j + half].
+  DEV void write_16bit(u32 to, const u32* packed, u32 lane) const {
+    const u32 row = lane & 15;
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) {
+      const u32 chunk = j * 2 + (lane >> 4);
+      store_matrix_x4(to + row * 128 + ((chunk ^ (row & 7)) << 4), packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]);
+    }
+  }
+  // 16 rows x 32 columns of f32.
+  DEV void write_f32(u32 to, const float* acc, u32 lane) const {
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j)
+#pragma unroll
+      for (u32 half = 0; half < 2; ++half) {
+        const u32 row = lane / 4 + half * 8, column = j * 8 + (lane & 3) * 2;
+        const u32 at = to + row * 128 + (((column >> 2) ^ (row & 7)) << 4) + (column & 3) * 4;
+        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(acc[4 * j + 2 * half]), "f"(acc[4 * j + 2 * half + 1]) : "memory");
+      }
+  }
+  // Makes what the warp wrote visible to the copy engine; then lane 0 may issue the store.
+  DEV void publish() const {
+    fence_async_shared();
+    __syncwarp();
+  }
+};
+#endif

@@ -1,0 +1,160 @@
+// The SigLIP pair loss and its gradient on a fragment of dot products, in registers.
+//
+// For a pair with dot product x: z = exp(log_temp) x + bias, and with y = +1 for a positive pair, -1 otherwise, the loss term is
+// -log sigmoid(y z) = softplus(-y z) and its derivative in z is q = -y sigmoid(-y z). Everything is computed on a = -y z log2(e) and u = 2^-|a|.
+//
+// Three paths, each exact to f32's order for the fragments it takes (the mainloop hides the epilogue only while it is short, so the common
+// case is the cheapest):
+//   faint    every pair negative with z below about -6: q = u - u^2 and the loss u - u^2 / 2, from two running sums, sum q and sum u^2.
+//            Dropped terms are at most u^2 relative. It is taken on trust and checked by sum u^2 <= 2^-17 afterwards, so u <= 2^-8.5 and the
+//            relative error is at most 2.6e-6 in the loss (u^2 / 3) and 7.7e-6 in q (a bf16 rounding is 2e-3).
+//   quiet    every pair negative with e^z below 2^1.5: sigmoid(z) = u / (1 + u) needs no case split.
+//   general  any pair: positives, large logits, and edges, where a pair that does not exist counts for nothing.
+// Quiet and general do not take a logarithm per pair: S <- S (1 + u) + u keeps S = prod(1 + u) - 1 without cancellation, and one log1p(S)
+// closes a run of n <= 64 pairs. Its relative error is at most n 2^-24 from the roundings, 2^-22 from ex2 and 1e-6 from log1p: below 1e-5 at any z.
+// lg2(1 + u) per pair would lose 1e-3 at z = -10, where u = 4.5e-5 is barely visible beside 1.
+//
+// Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals. d_bias is the sum of q; d_log_temp is
+// taken later as <d_img, img>, which costs O(B D) instead of an operation per pair.
+#pragma once
+#include "base.cuh"
+#include "element.cuh"
+#include "numerics.cuh"
+
+// Sums over pairs. `q` carries the gain.
+struct PairSums {
+  float loss = 0.f, q = 0.f;
+};
+
+struct PairConstants {
+  float scale_log2, bias_log2, gain, gain_log2, inverse_gain;
+  DEV PairConstants(float log_temp, float bias, float gain_log2_) {
+    scale_log2 = expf(log_temp) * LOG2E;
+    bias_log2 = bias * LOG2E;
+    gain_log2 = gain_log2_;
+    gain = exp2f(gain_log2_);
+    inverse_gain = exp2f(-gain_log2_);
+  }
+};
+
+// Where a fragment lies: a warp's 16 rows x COLS columns. Element 4 * j + e is row lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2.
+struct FragmentPlace {
+  i64 diagonal;    // a pair is positive when column - row == diagonal, both within the fragment
+  int rows, cols;  // pairs at or beyond these do not exist
+  u32 lane;
+};
+
+// False, and nothing added, when some pair is too large for this path or not a number.
+template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u32* packed, PairSums& sums, const PairConstants& c) {
+  float q_sum[4] = {0.f, 0.f, 0.f, 0.f}, square[4] = {0.f, 0.f, 0.f, 0.f};
+  const float shift = c.bias_log2 + c.gain_log2;
+#pragma unroll
+  for (u32 j = 0; j < N / 4; ++j) {
+    float q[4];
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {  // u, q and the sums carry the gain
+      const float u = exp2_approx(fmaf(x[4 * j + e], c.scale_log2, shift));
+      q[e] = GRADIENT ? fmaf(u * -c.inverse_gain, u, u) : u;
+      q_sum[e] += q[e];
+      square[e] = fmaf(u, u, square[e]);
+    }
+    if constexpr (GRADIENT) {
+      packed[2 * j] = E::pack(q[0], q[1]);
+      packed[2 * j + 1] = E::pack(q[2], q[3]);
+    }
+  }
+  const float squares = ((square[0] + square[1]) + (square[2] + square[3])) * c.inverse_gain * c.inverse_gain;
+  if (!__all_sync(~0u, squares <= 7.6e-6f)) return false;
+  const float total = (q_sum[0] + q_sum[1]) + (q_sum[2] + q_sum[3]);
+  sums.loss += fmaf(total, c.inverse_gain, (GRADIENT ? 0.5f : -0.5f) * squares);  // u - u^2 / 2 = q + u^2 / 2
+  sums.q += total;
+  return true;
+}
+
+// Whether the quiet path is exact: prod(1 + u) over 64 pairs, u = e^z, cannot overflow. Integer maxima of the float bits: exact for positive
+// values; a negative maximum reads as 0, which is safe, and a NaN either reads as large or reaches the loss through u.
+template <u32 N> DEV bool all_quiet(const float* x, const PairConstants& c) {
+  int largest = 0;
+#pragma unroll
+  for (u32 j = 0; j < N; ++j) largest = max_of(largest, __float_as_int(x[j]));
+  return fmaf(__int_as_float(largest), c.scale_log2, c.bias_log2) < 1.5f;
+}
+
+template <class E, bool GRADIENT, u32 N>
+DEV void pairs_quiet(const float* x, u32* packed, PairSums& sums, const PairConstants& c) {
+  float product[4] = {0.f, 0.f, 0.f, 0.f}, q_sum[2] = {0.f, 0.f};
+#pragma unroll
+  for (u32 j = 0; j < N / 4; ++j) {
+    float q[4];
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {
+      const float u = exp2_approx(fmaf(x[4 * j + e], c.scale_log2, c.bias_log2)), one_u = 1.f + u;
+      product[e] = fmaf(product[e], one_u, u);
+      if constexpr (GRADIENT) {
+        q[e] = u * c.gain * reciprocal(one_u);
+        q_sum[e & 1] += q[e];
+      }
+    }
+    if constexpr (GRADIENT) {
+      packed[2 * j] = E::pack(q[0], q[1]);
+      packed[2 * j + 1] = E::pack(q[2], q[3]);
+    }
+  }
+  sums.q += q_sum[0] + q_sum[1];
+  const float p = fmaf(product[0], product[1], product[0] + product[1]), r = fmaf(product[2], product[3], product[2] + product[3]);
+  sums.loss += log1p_nonnegative(fmaf(p, r, p + r));
+}
+
+// A pair that does not exist leaves q = 0.
+template <class E, bool GRADIENT, u32 N>
+DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
+  float product[4] = {0.f, 0.f, 0.f, 0.f}, large = 0.f;
+#pragma unroll
+  for (u32 j = 0; j < N / 4; ++j) {
+    float q[4];
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {
+      const int row = place.lane / 4 + (e / 2) * 8, column = j * 8 + (place.lane % 4) * 2 + e % 2;
+      const bool exists = row < place.rows && column < place.cols, positive = (i64)(column - row) == place.diagonal;
+      const float z = fmaf(x[4 * j + e], c.scale_log2, c.bias_log2), a = positive ? -z : z;
+      const float u = exp2_approx(-fabsf(a));
+      if (exists) {
+        large += fmaxf(a, 0.f);
+        product[e] = fmaf(product[e], 1.f + u, u);
+      }
+      if constexpr (GRADIENT) {
+        const float sigmoid = (a >= 0.f ? 1.f : u) * reciprocal(1.f + u);
+        q[e] = exists ? (positive ? -sigmoid : sigmoid) * c.gain : 0.f;
+        sums.q += q[e];
+      }
+    }
+    if constexpr (GRADIENT) {
+      packed[2 * j] = E::pack(q[0], q[1]);
+      packed[2 * j + 1] = E::pack(q[2], q[3]);
+    }
+  }
+  const float p = fmaf(product[0], product[1], product[0] + product[1]), r = fmaf(product[2], product[3], product[2] + product[3]);
+  sums.loss += fmaf(large, LN2, log1p_nonnegative(fmaf(p, r, p + r)));
+}
+
+// One fragment of a warp, by the cheapest path that is exact for it. All lanes call it together.
+template <class E, bool GRADIENT, u32 N>
+DEV void pairs(const float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
+  constexpr int COLS = N * 2;  // 16 rows x COLS columns over 32 lanes
+  const bool plain = place.rows >= 16 && place.cols >= COLS && (place.diagonal <= -16 || place.diagonal >= COLS);
+  if (plain && pairs_faint<E, GRADIENT, N>(x, packed, sums, c)) return;
+  if (plain && __all_sync(~0u, all_quiet<N>(x, c))) return pairs_quiet<E, GRADIENT, N>(x, packed, sums, c);
+#pragma unroll
+  for (u32 half = 0; half < 2; ++half) {
+    const FragmentPlace part = {place.diagonal - (int)half * COLS / 2, place.rows, place.cols - (int)half * COLS / 2, place.lane};
+    pairs_general<E, GRADIENT, N / 2>(x + half * N / 2, packed + half * N / 4, sums, c, part);
+  }
+}
+
+// A warp's totals, in f64, into its own slot {loss, q}: launches of one stream add up in order, so the totals are the same bits on every run.
+DEV void store_sums(double* slot, const PairSums& sums, bool first, float inverse_gain, u32 lane) {
+  const double loss = warp_sum((double)sums.loss), q = warp_sum((double)sums.q);
+  if (lane != 0) return;
+  slot[0] = (first ? 0.0 : slot[0]) + loss;
+  slot[1] = (first ? 0.0 : slot[1]) + q * inverse_gain;
+}
