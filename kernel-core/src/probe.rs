@@ -106,12 +106,8 @@ impl Library {
                 format!("{stem}64_{major}0_0.dll"),
             ]
         } else {
-            vec![
-                format!("lib{stem}.so"),
-                format!("lib{stem}.so.{major}"),
-                format!("lib{stem}.so.12"),
-                format!("lib{stem}.so.1"),
-            ]
+            let last = if self == Library::Driver { "1" } else { "12" };
+            vec![format!("lib{stem}.so"), format!("lib{stem}.so.{major}"), format!("lib{stem}.so.{last}")]
         };
         names.dedup();
         names
