@@ -1,6 +1,8 @@
 //! Parity checks, benchmarks and tools of this workspace: `cargo xtask --help`.
 
 mod bundle;
+mod card;
+mod parity;
 mod report;
 mod results;
 mod slug;
@@ -17,12 +19,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Parity(parity::Args),
     Report(report::Args),
     Bundle(bundle::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Parity(args) => parity::run(args),
         Command::Report(args) => report::run(args),
         Command::Bundle(args) => bundle::run(args),
     }

@@ -5,7 +5,7 @@ mod schema;
 mod store;
 
 pub(crate) use folder::{ResultsFolder, checkout};
-pub(crate) use schema::{BenchFile, BenchRow, Header, ParityFile, ParityRow, ResultsFile, Row};
+pub(crate) use schema::{BenchFile, BenchRow, Header, ParityFile, ParityRow};
 pub(crate) use store::{load_all, merge_and_save, stale};
 
 #[cfg(test)]
