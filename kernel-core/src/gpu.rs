@@ -125,7 +125,8 @@ fn version_text(version: u32) -> String {
 /// their cuBLASLt handle; every method may be called from any thread.
 ///
 /// # Graph capture
-/// Launches neither allocate nor wait, so they can be captured. Two rules come from cudarc: the default stream cannot be captured
+/// Launches neither allocate nor wait, so they can be captured, best after one run outside of the capture, which makes the driver load
+/// their code. Two rules come with cudarc: the default stream cannot be captured
 /// (use [`Gpu::with_stream`]), and cudarc's event tracking between streams must be off for memory used in the capture
 /// (`CudaContext::disable_event_tracking`, before that memory is allocated), because an event recorded outside of a capture cannot be
 /// waited for inside.
@@ -155,7 +156,10 @@ impl Gpu {
             return Err(Error::NoDevice { ordinal, available });
         }
         let context = CudaContext::new(ordinal).map_err(Error::driver("cuDevicePrimaryCtxRetain"))?;
-        Self::from_stream(context.default_stream())
+        let mut gpu = Self::from_stream(context.default_stream())?;
+        // One context object for all: cudarc keeps in it whether memory needs events between streams.
+        gpu.stream = gpu.shared.context.default_stream();
+        Ok(gpu)
     }
 
     /// How many devices the driver lists.

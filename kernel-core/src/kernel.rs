@@ -112,7 +112,8 @@ impl Kernel {
         same_context("stream", stream.context(), &kernel.context)?;
         self.allow_shared(config.shared_bytes)?;
         let mut pointers = pointers(args)?;
-        kernel.context.bind_to_thread().map_err(Error::driver("cuCtxSetCurrent"))?;
+        // The stream's own context object: it also holds the errors that guards of views could not return.
+        stream.context().bind_to_thread().map_err(Error::driver("cuCtxSetCurrent"))?;
         let function = kernel.function.cu_function();
         if config.is_extended() {
             let (mut attributes, count) = config.attributes();

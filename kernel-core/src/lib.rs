@@ -29,6 +29,8 @@ pub mod kernel;
 pub mod launch;
 pub mod probe;
 pub mod program;
+pub mod scalar;
+pub mod sm90;
 pub mod tensor;
 pub mod tma;
 pub mod variant;
@@ -48,9 +50,13 @@ pub use kernel::{Kernel, KernelAttributes};
 pub use launch::{KernelArg, LaunchConfig};
 pub use probe::Library;
 pub use program::{Program, source_hash};
-pub use tensor::{
-    MatrixView, MatrixViewMut, Scalar, TensorView, TensorViewMut, VectorView, VectorViewMut, check_disjoint,
-};
+pub use scalar::{Scalar, ScalarArg};
+pub use tensor::{MatrixView, MatrixViewMut, TensorView, TensorViewMut, VectorView, VectorViewMut, check_disjoint};
 pub use tma::{MapType, Swizzle, TensorMap, TiledMap};
 pub use variant::Variant;
 pub use workspace::{Layout, Region, Workspace};
+
+/// The README's example, compiled with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

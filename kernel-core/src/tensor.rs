@@ -298,47 +298,6 @@ pub fn check_disjoint(inputs: &[(&'static str, Range<u64>)], outputs: &[(&'stati
     Ok(())
 }
 
-/// An f32 scalar argument: a value known to the host, or one element of device memory that the kernel reads (no host sync).
-#[derive(Debug)]
-pub enum Scalar<'a> {
-    /// A value.
-    Host(f32),
-    /// One element in device memory.
-    Device(VectorView<'a, f32>),
-}
-
-impl<'a> Scalar<'a> {
-    /// The single element of `data`. `what` is the name errors give it.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless `data` has exactly one element.
-    pub fn device(what: &'static str, data: impl DeviceData<'a, f32>) -> Result<Self> {
-        Ok(Scalar::Device(VectorView::new(what, data, [1])?))
-    }
-
-    /// Checks a host value for finiteness and device memory for its length and context.
-    ///
-    /// # Errors
-    /// [`Error::NonFinite`], [`Error::Shape`], [`Error::WrongDevice`]. A non-finite value in device memory is not looked at: that
-    /// would need a host sync.
-    pub fn check(&self, what: &'static str, gpu: &Gpu) -> Result<()> {
-        match self {
-            Scalar::Host(value) if value.is_finite() => Ok(()),
-            Scalar::Host(value) => Err(Error::NonFinite { what, value: *value }),
-            Scalar::Device(view) => {
-                view.require_shape([1])?;
-                view.check_context(gpu)
-            }
-        }
-    }
-}
-
-impl From<f32> for Scalar<'_> {
-    fn from(value: f32) -> Self {
-        Scalar::Host(value)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -190,7 +190,8 @@ impl GemmPlan {
             workspace
         };
         same_context("stream", stream.context(), self.handle.context())?;
-        self.handle.context().bind_to_thread().map_err(Error::driver("cuCtxSetCurrent"))?;
+        // The stream's own context object: it also holds the errors that guards of views could not return.
+        stream.context().bind_to_thread().map_err(Error::driver("cuCtxSetCurrent"))?;
         // SAFETY: the descriptors are alive and agree with the addresses, as the caller promises; the scale factors are read before
         // the call returns (host pointer mode).
         unsafe {
