@@ -37,6 +37,7 @@ struct Inner {
     attributes: KernelAttributes,
     /// Dynamic shared memory that this kernel can opt in to.
     shared_limit: u32,
+    compute_capability: (u32, u32),
     /// Set once the kernel has opted in.
     opted_in: OnceLock<()>,
 }
@@ -78,6 +79,7 @@ impl Kernel {
             context: context.clone(),
             attributes,
             shared_limit: optin.saturating_sub(attributes.shared_bytes),
+            compute_capability: info.compute_capability,
             opted_in: OnceLock::new(),
         })))
     }
@@ -101,14 +103,14 @@ impl Kernel {
     ///
     /// # Errors
     /// [`Error::ZeroSize`] or [`Error::Shape`] for an impossible grid, block or cluster, [`Error::UnsupportedDevice`] for more shared
-    /// memory than the device has, [`Error::WrongDevice`] for a stream of another context, [`Error::Driver`].
+    /// memory than the device has, and for clusters or programmatic launches before sm_90, [`Error::WrongDevice`] for a stream of another context, [`Error::Driver`].
     ///
     /// # Safety
     /// `args` must match the kernel's parameters in number, order and type, and the kernel must stay within the memory that they
     /// point to. That memory must live, and not be used by others in conflict, until the kernel has run.
     pub unsafe fn launch(&self, stream: &CudaStream, config: &LaunchConfig, args: &[&dyn KernelArg]) -> Result<()> {
         let kernel = &*self.0;
-        config.check(kernel.attributes.max_threads)?;
+        self.check(config)?;
         same_context("stream", stream.context(), &kernel.context)?;
         self.allow_shared(config.shared_bytes)?;
         let mut pointers = pointers(args)?;
@@ -165,7 +167,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::launch`].
     pub fn max_active_clusters(&self, config: &LaunchConfig) -> Result<u32> {
-        config.check(self.0.attributes.max_threads)?;
+        self.check(config)?;
         self.allow_shared(config.shared_bytes)?;
         self.0.context.bind_to_thread().map_err(Error::driver("cuCtxSetCurrent"))?;
         let (mut attributes, count) = config.attributes();
@@ -182,6 +184,18 @@ impl Kernel {
         .result()
         .map_err(Error::driver("cuOccupancyMaxActiveClusters"))?;
         Ok(u32::try_from(clusters).unwrap_or(0))
+    }
+
+    fn check(&self, config: &LaunchConfig) -> Result<()> {
+        config.check(self.0.attributes.max_threads)?;
+        let (major, minor) = self.0.compute_capability;
+        if config.is_extended() && major < 9 {
+            return Err(Error::UnsupportedDevice {
+                needs: "compute capability 9.0 for clusters and programmatic launches".to_owned(),
+                found: format!("{major}.{minor}"),
+            });
+        }
+        Ok(())
     }
 
     /// Opts in to large dynamic shared memory the first time it is needed. The whole limit is allowed at once, so that the attribute
