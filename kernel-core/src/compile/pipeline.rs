@@ -32,6 +32,8 @@ impl Cubin {
 /// Compiles `program` for `arch` with the macros `defines` (name, value), through the user's cache
 /// ([`CubinCache::default_location`]).
 ///
+/// Macros reach NVRTC's built-in headers too, so their names must not be common identifiers: `-DT=1` breaks every template there.
+///
 /// Costs a few milliseconds on a hit (the first call in a process also loads NVRTC) and up to seconds when it compiles. Threads
 /// that ask for the same at the same time share one compilation.
 ///
