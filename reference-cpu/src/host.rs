@@ -52,6 +52,12 @@ impl<'a, T: Element> HostMatrix<'a, T> {
         Ok(Self { what, data: &data[..needed], rows, cols, row_stride })
     }
 
+    /// A dense matrix in a slice of exactly its size: one of this crate's own buffers.
+    pub(crate) fn dense(data: &'a [T], rows: usize, cols: usize) -> Self {
+        debug_assert_eq!(data.len(), rows * cols);
+        Self { what: "buffer", data, rows, cols, row_stride: cols }
+    }
+
     /// The name given when the view was made.
     pub fn what(&self) -> &'static str {
         self.what
@@ -88,10 +94,18 @@ impl<'a, T: Element> HostMatrix<'a, T> {
 
     /// Rows `start..start + count`, which the caller knows to exist.
     pub(crate) fn block(&self, start: usize, count: usize) -> Self {
-        debug_assert!(start + count <= self.rows);
-        let needed = if count == 0 || self.cols == 0 { 0 } else { (count - 1) * self.row_stride + self.cols };
-        let first = if needed == 0 { 0 } else { start * self.row_stride };
-        Self { data: &self.data[first..first + needed], rows: count, ..*self }
+        self.part((start, count), (0, self.cols))
+    }
+
+    /// A part, given as first row and number of rows, first column and number of columns, which the caller knows to exist.
+    pub(crate) fn part(&self, (row, rows): (usize, usize), (col, cols): (usize, usize)) -> Self {
+        debug_assert!(row + rows <= self.rows && col + cols <= self.cols);
+        if rows == 0 || cols == 0 {
+            return Self { data: &[], rows, cols, ..*self };
+        }
+        let first = row * self.row_stride + col;
+        let needed = (rows - 1) * self.row_stride + cols;
+        Self { data: &self.data[first..first + needed], rows, cols, ..*self }
     }
 
     /// The shape as text for errors.
@@ -189,41 +203,10 @@ impl<'a, T: Element> HostMatrixMut<'a, T> {
         self.data.chunks_mut((size * self.row_stride).max(1))
     }
 
-    /// Cuts the matrix into tiles of at most `height` × `width`, ordered by row, then by column.
-    pub(crate) fn tiles(&mut self, height: usize, width: usize) -> Vec<Tile<'_, T>> {
-        let across = self.cols.div_ceil(width);
-        let mut tiles: Vec<Tile<'_, T>> = Vec::with_capacity(across * self.rows.div_ceil(height));
-        for (r, row) in self.rows_mut().enumerate() {
-            if r % height == 0 {
-                tiles.extend((0..across).map(|i| Tile { row: r, col: i * width, rows: Vec::with_capacity(height) }));
-            }
-            let first = r / height * across;
-            for (tile, part) in tiles[first..].iter_mut().zip(row.chunks_mut(width)) {
-                tile.rows.push(part);
-            }
-        }
-        tiles
-    }
-
-    /// The shape as text for errors.
-    pub(crate) fn shape(&self) -> String {
-        format!("[{}, {}]", self.rows, self.cols)
-    }
-
     /// An error unless the shape is `[rows, cols]`.
     pub(crate) fn expect(&self, rows: usize, cols: usize) -> Result<()> {
         expect(self.what, (self.rows, self.cols), (rows, cols))
     }
-}
-
-/// A tile of a [`HostMatrixMut`]: disjoint tiles of one matrix can be written by different threads.
-pub(crate) struct Tile<'a, T> {
-    /// First row of the tile in its matrix.
-    pub(crate) row: usize,
-    /// First column of the tile in its matrix.
-    pub(crate) col: usize,
-    /// Its rows.
-    pub(crate) rows: Vec<&'a mut [T]>,
 }
 
 /// A dense row-major tensor of rank `R` in a borrowed slice; the flattened outer axes lie `row_stride` elements apart.

@@ -63,12 +63,13 @@ pub(crate) fn softplus_sigmoid<const FMA: bool>(z: f32) -> (f32, f32) {
     (softplus, if z > 0.0 { inverse } else { e * inverse })
 }
 
-/// `1 / (1 + exp(-z))`.
+/// `(sigmoid(z), sigmoid(-z))`, neither of which overflows or loses its small values.
 #[inline(always)]
-pub(crate) fn sigmoid<const FMA: bool>(z: f32) -> f32 {
+pub(crate) fn sigmoids<const FMA: bool>(z: f32) -> (f32, f32) {
     let e = exp_negative::<FMA>(-z.abs());
-    let inverse = 1.0 / (1.0 + e);
-    if z > 0.0 { inverse } else { e * inverse }
+    let large = 1.0 / (1.0 + e);
+    let small = e * large;
+    if z > 0.0 { (large, small) } else { (small, large) }
 }
 
 /// Defines a function that runs `$body::<FMA, ..>` compiled for AVX-512 or AVX2 when the processor has it. `$body` is
@@ -109,6 +110,73 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
+/// Partial sums kept apart, so that the additions vectorise.
+const LANES: usize = 16;
+
+multiversion! {
+    /// Σ values, in f64.
+    pub(crate) fn sum(values: &[f32]) -> f64 = sum_body
+}
+
+#[inline(always)]
+fn sum_body<const FMA: bool>(values: &[f32]) -> f64 {
+    let mut lanes = [0f64; LANES];
+    let mut chunks = values.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(value);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane += f64::from(value);
+    }
+    lanes.iter().sum()
+}
+
+multiversion! {
+    /// Σ a·b, in f64, where the products are exact.
+    pub(crate) fn dot_product(a: &[f32], b: &[f32]) -> f64 = dot_product_body
+}
+
+#[inline(always)]
+fn dot_product_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f64 {
+    let mut lanes = [0f64; LANES];
+    let (mut left, mut right) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    for (x, y) in (&mut left).zip(&mut right) {
+        for ((lane, &x), &y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += f64::from(x) * f64::from(y);
+        }
+    }
+    for ((lane, &x), &y) in lanes.iter_mut().zip(left.remainder()).zip(right.remainder()) {
+        *lane += f64::from(x) * f64::from(y);
+    }
+    lanes.iter().sum()
+}
+
+multiversion! {
+    /// The largest value, NaN when any is NaN, -∞ of none.
+    pub(crate) fn maximum(values: &[f32]) -> f32 = maximum_body
+}
+
+#[inline(always)]
+fn maximum_body<const FMA: bool>(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    // A sum of x - x would do, were it not for infinities; the flags are kept as integers so that they vectorise.
+    let mut nans = [0u32; LANES];
+    let mut chunks = values.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for ((lane, nan), &value) in lanes.iter_mut().zip(&mut nans).zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+            *nan |= u32::from(value.is_nan());
+        }
+    }
+    for ((lane, nan), &value) in lanes.iter_mut().zip(&mut nans).zip(chunks.remainder()) {
+        *lane = if value > *lane { value } else { *lane };
+        *nan |= u32::from(value.is_nan());
+    }
+    if nans.contains(&1) { f32::NAN } else { lanes.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +205,20 @@ mod tests {
             assert!(exp < 2e-7, "exp {exp:e}");
             assert!(softplus < 4e-7, "softplus {softplus:e}");
             assert!(sigmoid < 4e-7, "sigmoid {sigmoid:e}");
+        }
+    }
+
+    #[test]
+    fn reductions() {
+        let values: Vec<f32> = (0..53).map(|i| ((i * 31) % 53) as f32 - 60.0).collect();
+        assert_eq!(maximum(&values), -8.0);
+        assert_eq!(maximum(&[]), f32::NEG_INFINITY);
+        assert_eq!(sum(&values), values.iter().map(|&v| f64::from(v)).sum::<f64>());
+        assert_eq!(dot_product(&values, &values), values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>());
+        for i in 0..values.len() {
+            let mut broken = values.clone();
+            broken[i] = f32::NAN;
+            assert!(maximum(&broken).is_nan() && sum(&broken).is_nan());
         }
     }
 

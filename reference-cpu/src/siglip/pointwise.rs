@@ -1,6 +1,6 @@
 //! The pass over a tile of dot products: losses, weights of the gradients, and their sums.
 
-use crate::vector::{mul_add, multiversion, softplus_sigmoid};
+use crate::vector::{dot_product, mul_add, multiversion, softplus_sigmoid, sum};
 
 /// Scalars of the pass.
 #[derive(Clone, Copy)]
@@ -93,47 +93,4 @@ fn negative_losses_body<const FMA: bool>(dots: &[f32], losses: &mut [f32], tempe
     for (dot, loss) in dots.iter().zip(losses) {
         *loss = softplus_sigmoid::<FMA>(mul_add::<FMA>(temperature, *dot, bias)).0;
     }
-}
-
-/// Partial sums kept apart, so that the additions vectorise.
-const LANES: usize = 16;
-
-multiversion! {
-    /// Σ values, in f64.
-    fn sum(values: &[f32]) -> f64 = sum_body
-}
-
-#[inline(always)]
-fn sum_body<const FMA: bool>(values: &[f32]) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let mut chunks = values.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(value);
-        }
-    }
-    for (lane, &value) in lanes.iter_mut().zip(chunks.remainder()) {
-        *lane += f64::from(value);
-    }
-    lanes.iter().sum()
-}
-
-multiversion! {
-    /// Σ a·b, in f64, where the products are exact.
-    fn dot_product(a: &[f32], b: &[f32]) -> f64 = dot_product_body
-}
-
-#[inline(always)]
-fn dot_product_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let (mut left, mut right) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    for (x, y) in (&mut left).zip(&mut right) {
-        for ((lane, &x), &y) in lanes.iter_mut().zip(x).zip(y) {
-            *lane += f64::from(x) * f64::from(y);
-        }
-    }
-    for ((lane, &x), &y) in lanes.iter_mut().zip(left.remainder()).zip(right.remainder()) {
-        *lane += f64::from(x) * f64::from(y);
-    }
-    lanes.iter().sum()
 }
