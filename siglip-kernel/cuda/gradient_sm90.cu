@@ -16,6 +16,7 @@ struct GradientEpilogue {
   const GradientParams& params;
   u32 warp, lane;
 
+  DEV void begin() {}
   DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging) {
     const WarpStaging stage(staging, warp);
 #pragma unroll

@@ -24,6 +24,7 @@ struct LogitsEpilogue {
   PairSums sums;
   u32 warp, lane;
 
+  DEV void begin() { constants = PairConstants(params.log_temp.load(), params.bias.load(), params.gain_log2); }
   DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging) {
     const WarpStaging stage(staging, warp);
 #pragma unroll
@@ -56,8 +57,7 @@ KERNEL __launch_bounds__(Loop::THREADS, 1) __cluster_dims__(CLUSTER_SIZE, 1, 1)
 siglip_logits_sm90(const __grid_constant__ TensorMap img, const __grid_constant__ TensorMap txt, const __grid_constant__ TensorMap g,
                    const __grid_constant__ GemmShape shape, const __grid_constant__ LogitsParams params) {
   extern __shared__ __align__(1024) u8 shared[];
-  LogitsEpilogue epilogue = {
-      &g, shape, params, PairConstants(params.log_temp.load(), params.bias.load(), params.gain_log2), {}, threadIdx.x / WARP % 4, threadIdx.x % WARP};
+  LogitsEpilogue epilogue = {&g, shape, params, {}, {}, threadIdx.x / WARP % 4, threadIdx.x % WARP};
   Loop(shared).run(img, txt, shape, epilogue);
 }
 #endif

@@ -28,6 +28,7 @@ struct PairSums {
 
 struct PairConstants {
   float scale_log2, bias_log2, gain, gain_log2, inverse_gain;
+  PairConstants() = default;
   DEV PairConstants(float log_temp, float bias, float gain_log2_) {
     scale_log2 = expf(log_temp) * LOG2E;
     bias_log2 = bias * LOG2E;

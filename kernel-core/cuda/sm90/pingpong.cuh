@@ -5,6 +5,7 @@
 // Epilogue's business:
 //
 //   struct Epilogue {
+//     DEV void begin();                                               // once, when the results of earlier launches may be read
 //     DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, tile origin in elements of the output
 //     DEV void finish();                                              // once, after the consumer's last tile
 //   };
@@ -88,6 +89,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, u32 CLUSTER_ = 1, u32 STAGES_ 
     else __syncthreads();
     grid_dependency_wait();
     grid_dependency_launch();
+    epilogue.begin();
 
     const TileOrder order = {ceil_div(shape.m, TILE_M * CLUSTER), ceil_div(shape.n, TILE_N), shape.band};
     const u32 k_blocks = ceil_div(shape.k, TILE_K);

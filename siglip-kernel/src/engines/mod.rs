@@ -1,0 +1,79 @@
+//! How one block is computed, per route. An engine queues work and decides nothing: blocks, buffers and order come from the plan.
+
+mod f32;
+mod gemms;
+mod portable;
+mod sm90;
+
+pub(crate) use f32::F32Engine;
+pub(crate) use portable::PortableEngine;
+pub(crate) use sm90::Sm90Engine;
+
+use kernel_core::cudarc::driver::CudaStream;
+use kernel_core::{DeviceInfo, ScalarArg};
+
+use crate::blocks::Block;
+use crate::error::Result;
+
+/// A matrix in device memory, rows `row_stride` elements apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct At {
+    pub(crate) address: u64,
+    pub(crate) row_stride: usize,
+}
+
+impl At {
+    /// Where `row` begins, for elements of `bytes` bytes.
+    pub(crate) fn row(&self, row: usize, bytes: usize) -> u64 {
+        self.address + row as u64 * self.row_stride as u64 * bytes as u64
+    }
+}
+
+/// The addresses and scalars of one call. `g`, `d_img`, `d_txt` are null in a call without gradients (`g` holds dot products for f32).
+pub(crate) struct Call<'a> {
+    pub(crate) stream: &'a CudaStream,
+    pub(crate) info: &'a DeviceInfo,
+    pub(crate) gradient: bool,
+    pub(crate) log_temp: ScalarArg,
+    pub(crate) bias: ScalarArg,
+    /// Text row minus image row of a positive pair; far outside of the matrix when there is none.
+    pub(crate) offset: i64,
+    pub(crate) img: At,
+    pub(crate) txt: At,
+    /// One block, whole tiles.
+    pub(crate) g: At,
+    /// f32 accumulators of the block's rows.
+    pub(crate) d_img: At,
+    /// f32 accumulators of all text rows.
+    pub(crate) d_txt: At,
+    pub(crate) sums: u64,
+    pub(crate) cublas: u64,
+}
+
+impl Call<'_> {
+    /// Column minus row of a positive pair, relative to the block.
+    fn diagonal(&self, block: &Block) -> i64 {
+        self.offset + block.row as i64 - block.col as i64
+    }
+}
+
+/// The three steps of a block, in this order. The first column block of a row chunk opens d_img, the first row chunk opens d_txt.
+pub(crate) trait Engine: Send {
+    /// Logits, loss and (with gradients) G. Gives the number of per-warp slots of sums it writes.
+    ///
+    /// # Safety
+    /// The call's addresses must be live memory of the problem's shapes.
+    unsafe fn logits(&mut self, call: &Call<'_>, block: &Block) -> Result<usize>;
+
+    /// d_img (+)= G · txt.
+    ///
+    /// # Safety
+    /// As [`Engine::logits`].
+    unsafe fn d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<()>;
+
+    /// d_txt (+)= Gᵀ · img.
+    ///
+    /// # Safety
+    /// As [`Engine::logits`].
+    unsafe fn d_txt(&mut self, call: &Call<'_>, block: &Block) -> Result<()>;
+}

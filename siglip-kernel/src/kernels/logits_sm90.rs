@@ -1,0 +1,60 @@
+//! `cuda/logits_sm90.cu`: the logit GEMM on Hopper with the pair loss and its gradient in the epilogue.
+
+use kernel_core::cudarc::driver::CudaStream;
+use kernel_core::sm90::{CONSUMER_WARPS, GemmShape, launch_config};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, ScalarArg, TensorMap};
+
+use super::load;
+use crate::error::Result;
+use crate::programs;
+
+/// `LogitsParams` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct LogitsParams {
+    pub(crate) log_temp: ScalarArg,
+    pub(crate) bias: ScalarArg,
+    pub(crate) gain_log2: f32,
+    /// 1: this launch opens the sums.
+    pub(crate) first: u32,
+    /// Column minus row of a positive pair, relative to the block.
+    pub(crate) diagonal: i64,
+    pub(crate) sums: u64,
+}
+
+// SAFETY: plain data, laid out as the kernel's struct.
+unsafe impl KernelArg for LogitsParams {}
+
+pub(crate) struct LogitsSm90 {
+    kernel: Kernel,
+    cluster: u32,
+}
+
+impl LogitsSm90 {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, gradient: bool, cluster: u32) -> Result<Self> {
+        Ok(Self { kernel: load(gpu, &programs::logits_sm90(dtype, gradient, cluster))?, cluster })
+    }
+
+    /// Per-warp slots of sums that launches on this device write, at most.
+    pub(crate) fn slots(info: &DeviceInfo) -> usize {
+        info.sm_count as usize * CONSUMER_WARPS
+    }
+
+    /// Gives the number of slots it writes.
+    ///
+    /// # Safety
+    /// The maps and `params.sums` must describe live memory of the shapes that the block has; `g` is not used without gradients.
+    pub(crate) unsafe fn launch(
+        &self,
+        stream: &CudaStream,
+        info: &DeviceInfo,
+        [img, txt, g]: [&TensorMap; 3],
+        shape: GemmShape,
+        params: LogitsParams,
+    ) -> Result<usize> {
+        let config = launch_config(info, shape.tiles(), self.cluster);
+        // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
+        unsafe { self.kernel.launch(stream, &config, &[img, txt, g, &shape, &params]) }?;
+        Ok(config.grid[0] as usize * CONSUMER_WARPS)
+    }
+}

@@ -1,0 +1,24 @@
+//! One launcher a kernel, named as its `.cu`.
+
+pub(crate) mod finalize;
+pub(crate) mod gradient_sm90;
+pub(crate) mod logits_portable;
+pub(crate) mod logits_sm90;
+pub(crate) mod pairs_f32;
+
+pub(crate) use finalize::{Finalize, ReduceParams, ScaleParams};
+pub(crate) use gradient_sm90::{GradientParams, GradientSm90};
+pub(crate) use logits_portable::{LogitsPortable, LogitsPortableParams, Operand};
+pub(crate) use logits_sm90::{LogitsParams, LogitsSm90};
+pub(crate) use pairs_f32::{PairsF32, PairsF32Params};
+
+use kernel_core::{Gpu, Kernel, Variant};
+
+use crate::error::Result;
+
+/// f64 values that every warp of a logit kernel keeps: the loss and the sum of dL/dz.
+pub(crate) const SUMS_PER_WARP: usize = 2;
+
+fn load(gpu: &Gpu, variant: &Variant) -> Result<Kernel> {
+    Ok(gpu.kernel(variant.program, variant.entry, &variant.defines)?)
+}

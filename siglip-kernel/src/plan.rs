@@ -1,0 +1,338 @@
+//! The plan: checks, buffers, and the order of the blocks.
+
+use kernel_core::cudarc::driver::CudaStream;
+use kernel_core::{Arch, DType, Element, Gpu, Scalar, ScalarArg, VectorViewMut, Workspace};
+
+use crate::blocks::Blocks;
+use crate::engines::{At, Call, F32Engine, PortableEngine, Sm90Engine};
+use crate::error::Result;
+use crate::io::{Inputs, Outputs};
+use crate::kernels::finalize::PadParams;
+use crate::kernels::{Finalize, ReduceParams, ScaleParams};
+use crate::problem::{Options, Problem, Route};
+use crate::workspace::{Engine, Regions, gain_log2, padded_dim, pads};
+
+/// Everything decided ahead for one problem on one device: kernels, block size, workspace.
+///
+/// A plan is made once and called many times. A call queues its work on the plan's stream and returns; it neither waits for the device
+/// nor allocates on it, so it can be captured into a graph (after one call outside of the capture, see [`Gpu`]). The same inputs give the
+/// same bits on every call.
+///
+/// Making a plan compiles its kernels if no earlier process did (seconds, once) and allocates the workspace.
+pub struct Plan {
+    gpu: Gpu,
+    problem: Problem,
+    kind: Engine,
+    blocks: Blocks,
+    engine: Box<dyn crate::engines::Engine>,
+    finalize: Finalize,
+    regions: Regions,
+    workspace: Workspace,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan")
+            .field("problem", &self.problem)
+            .field("engine", &self.kind)
+            .field("blocks", &self.blocks)
+            .field("workspace_bytes", &self.workspace.bytes())
+            .finish()
+    }
+}
+
+/// The one place where dtype, device and wish become an engine.
+fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Engine> {
+    match (route, dtype) {
+        (Route::Portable, DType::F32) => Err(kernel_core::Error::DType {
+            what: "route portable",
+            found: dtype,
+            expected: "f16 or bf16 (f32 has the route chunked)".to_owned(),
+        }
+        .into()),
+        (Route::Auto | Route::Chunked, DType::F32) => Ok(Engine::F32),
+        (Route::Auto | Route::Chunked, DType::F16 | DType::Bf16) if arch.has_wgmma() => Ok(Engine::Sm90),
+        (_, DType::F16 | DType::Bf16) => Ok(Engine::Portable),
+    }
+}
+
+fn design(gpu: &Gpu, problem: &Problem, options: &Options) -> Result<(Engine, Blocks)> {
+    problem.check()?;
+    let info = gpu.info();
+    if info.compute_capability < (8, 0) {
+        let (major, minor) = info.compute_capability;
+        return Err(kernel_core::Error::UnsupportedDevice {
+            needs: "compute capability 8.0 or newer".to_owned(),
+            found: format!("{major}.{minor} ({})", info.name),
+        }
+        .into());
+    }
+    let kind = resolve(info.arch(), problem.dtype, options.route)?;
+    Ok((kind, Blocks::choose(problem, options.chunk, kind.budget(), info.sm_count as usize)))
+}
+
+/// Device memory in bytes that a plan will allocate, without making it. Gradients and inputs are the caller's and not counted.
+///
+/// # Errors
+/// As [`Plan::new`], for what can be told from the problem and the device.
+pub fn workspace_bytes(gpu: &Gpu, problem: &Problem, options: &Options) -> Result<usize> {
+    let (kind, blocks) = design(gpu, problem, options)?;
+    Ok(Regions::layout(kind, problem, blocks, gpu.info()).0.total())
+}
+
+impl Plan {
+    /// Decides, compiles and allocates.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `DType` for a route that the dtype does not
+    /// have, `UnsupportedDevice` before compute capability 8.0, `MissingLibrary` without NVRTC or cuBLASLt, `OutOfMemory`, `Driver`.
+    pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
+        let (kind, blocks) = design(gpu, &problem, &options)?;
+        let (layout, regions) = Regions::layout(kind, &problem, blocks, gpu.info());
+        let engine: Box<dyn crate::engines::Engine> = match kind {
+            Engine::Sm90 => Box::new(Sm90Engine::new(gpu, &problem, blocks)?),
+            Engine::Portable => Box::new(PortableEngine::new(gpu, &problem)?),
+            Engine::F32 => Box::new(F32Engine::new(gpu, problem.dim)?),
+        };
+        let finalize = Finalize::new(gpu, problem.dtype)?;
+        let workspace = Workspace::new(gpu, &layout)?;
+        Ok(Self { gpu: gpu.clone(), problem, kind, blocks, engine, finalize, regions, workspace })
+    }
+
+    /// What is computed.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// The route that was taken.
+    pub fn route(&self) -> Route {
+        match self.kind {
+            Engine::Sm90 | Engine::F32 => Route::Chunked,
+            Engine::Portable => Route::Portable,
+        }
+    }
+
+    /// Image and text rows of a block.
+    pub fn block(&self) -> (usize, usize) {
+        (self.blocks.rows, self.blocks.cols)
+    }
+
+    /// Device memory in bytes that the plan holds.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes()
+    }
+
+    /// The loss alone: L = −(1/batch) Σ log σ(y z), z = exp(log_temp)·⟨img, txt⟩ + bias, y = +1 for positive pairs, −1 for the others
+    /// (arXiv 2303.15343, section 3). 2·N·M·D flop.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`](crate::Error::Gpu) with: `DType`, `Shape`, `Misaligned`, `WrongDevice` or `Overlap` naming the argument, `NonFinite`
+    /// for a host scalar, `Driver`. A NaN or infinity in device memory is no error: it reaches the loss.
+    pub fn forward<T: Element>(&mut self, inputs: &Inputs<'_, T>, loss: &mut VectorViewMut<'_, f32>) -> Result<()> {
+        inputs.check(&self.gpu, &self.problem, self.kind.alignment(&self.problem))?;
+        inputs.check_loss(&self.gpu, loss)?;
+        let gpu = self.gpu.clone();
+        let stream: &CudaStream = gpu.stream();
+        let (img, _img) = inputs.img.device_ptr(stream);
+        let (txt, _txt) = inputs.txt.device_ptr(stream);
+        let (log_temp, _log_temp) = inputs.log_temp.to_arg(stream);
+        let (bias, _bias) = inputs.bias.to_arg(stream);
+        let (loss, _loss) = loss.device_ptr(stream);
+        let call = self.call(
+            &gpu,
+            At { address: img, row_stride: inputs.img.row_stride() },
+            At { address: txt, row_stride: inputs.txt.row_stride() },
+            [log_temp, bias],
+            None,
+        )?;
+        let mut slots = 0;
+        for block in self.blocks.iter(&self.problem) {
+            // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
+            slots = slots.max(unsafe { self.engine.logits(&call, &block) }?);
+        }
+        let scalars = [ScalarArg { device: 0, host: 1.0 }, log_temp];
+        self.reduce(&call, slots, scalars, [loss, 0, 0])
+    }
+
+    /// The loss and all gradients, those multiplied by `upstream` (the gradient that arrives at the loss). 6·N·M·D flop.
+    ///
+    /// With q = ∂L/∂z·batch = −y σ(−y z): d_img = exp(log_temp)·q·txt / batch, d_txt = exp(log_temp)·qᵀ·img / batch,
+    /// d_bias = Σ q / batch, d_log_temp = Σ q (z − bias) / batch.
+    ///
+    /// # Errors
+    /// As [`Plan::forward`].
+    pub fn forward_backward<T: Element>(
+        &mut self,
+        inputs: &Inputs<'_, T>,
+        upstream: &Scalar<'_>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<()> {
+        let alignment = self.kind.alignment(&self.problem);
+        inputs.check(&self.gpu, &self.problem, alignment)?;
+        outputs.check(&self.gpu, &self.problem, alignment, inputs, upstream)?;
+        let gpu = self.gpu.clone();
+        let stream: &CudaStream = gpu.stream();
+        let (img, _img) = inputs.img.device_ptr(stream);
+        let (txt, _txt) = inputs.txt.device_ptr(stream);
+        let (log_temp, _log_temp) = inputs.log_temp.to_arg(stream);
+        let (bias, _bias) = inputs.bias.to_arg(stream);
+        let (upstream, _upstream) = upstream.to_arg(stream);
+        let (d_img_stride, d_txt_stride) = (outputs.d_img.row_stride(), outputs.d_txt.row_stride());
+        let (d_img, _d_img) = outputs.d_img.device_ptr(stream);
+        let (d_txt, _d_txt) = outputs.d_txt.device_ptr(stream);
+        let (loss, _loss) = outputs.loss.device_ptr(stream);
+        let (d_log_temp, _d_log_temp) = outputs.d_log_temp.device_ptr(stream);
+        let (d_bias, _d_bias) = outputs.d_bias.device_ptr(stream);
+
+        let d_img = At { address: d_img, row_stride: d_img_stride };
+        let d_txt = At { address: d_txt, row_stride: d_txt_stride };
+        let img = At { address: img, row_stride: inputs.img.row_stride() };
+        let txt = At { address: txt, row_stride: inputs.txt.row_stride() };
+        let mut call = self.call(&gpu, img, txt, [log_temp, bias], Some((d_img, d_txt)))?;
+        let scalars = [upstream, log_temp];
+        let mut slots = 0;
+        for block in self.blocks.iter(&self.problem) {
+            if self.kind == Engine::F32 {
+                call.d_img.address = d_img.row(block.row, size_of::<f32>());
+            }
+            // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
+            unsafe {
+                slots = slots.max(self.engine.logits(&call, &block)?);
+                self.engine.d_img(&call, &block)?;
+                self.engine.d_txt(&call, &block)?;
+            }
+            if block.col + block.cols == self.problem.cols {
+                let to = At { address: d_img.row(block.row, T::DTYPE.size_bytes()), ..d_img };
+                let rows_of_img = At { address: img.row(block.row, T::DTYPE.size_bytes()), ..img };
+                self.scale(&call, call.d_img, to, block.rows, scalars, Some((rows_of_img, block.row == 0)))?;
+            }
+        }
+        self.scale(&call, call.d_txt, d_txt, self.problem.cols, scalars, None)?;
+        self.reduce(&call, slots, scalars, [loss, d_log_temp, d_bias])
+    }
+
+    /// Resolves addresses and queues the padded copies, when there are any. `gradients`: where they go, in a call that has them.
+    fn call<'a>(
+        &self,
+        gpu: &'a Gpu,
+        img: At,
+        txt: At,
+        [log_temp, bias]: [ScalarArg; 2],
+        gradients: Option<(At, At)>,
+    ) -> Result<Call<'a>> {
+        let at = |region, row_stride| At { address: self.workspace.ptr(region), row_stride };
+        let dim = padded_dim(&self.problem);
+        let (d_img, d_txt) = match gradients {
+            None => (At::default(), At::default()),
+            Some(outputs) if self.kind == Engine::F32 => outputs,
+            Some(_) => (at(self.regions.d_img, dim), at(self.regions.d_txt, dim)),
+        };
+        let mut call = Call {
+            stream: gpu.stream(),
+            info: gpu.info(),
+            gradient: gradients.is_some(),
+            log_temp,
+            bias,
+            // Half the range, so that adding a block's origin cannot wrap.
+            offset: self.problem.positives.offset().unwrap_or(i64::MIN / 2).clamp(i64::MIN / 2, i64::MAX / 2),
+            img,
+            txt,
+            g: at(self.regions.g, self.blocks.cols),
+            d_img,
+            d_txt,
+            sums: self.workspace.ptr(self.regions.sums),
+            cublas: self.workspace.ptr(self.regions.cublas),
+        };
+        if pads(&self.problem) {
+            call.img = self.pad(&call, img, at(self.regions.img, dim), self.problem.rows)?;
+            call.txt = self.pad(&call, txt, at(self.regions.txt, dim), self.problem.cols)?;
+        }
+        Ok(call)
+    }
+
+    fn pad(&self, call: &Call<'_>, from: At, to: At, rows: usize) -> Result<At> {
+        let params = PadParams {
+            from: from.address,
+            to: to.address,
+            from_stride: from.row_stride as u64,
+            to_stride: to.row_stride as u64,
+            rows: rows as u64,
+            cols: self.problem.dim as u32,
+            padded_cols: to.row_stride as u32,
+        };
+        // SAFETY: `from` is a checked input, `to` a region of `rows` padded rows.
+        unsafe { self.finalize.pad(call.stream, call.info, params) }?;
+        Ok(to)
+    }
+
+    /// Queues to = exp(log_temp)·upstream·from / (batch · gain), and the products with image rows for d_log_temp.
+    fn scale(
+        &self,
+        call: &Call<'_>,
+        from: At,
+        to: At,
+        rows: usize,
+        [upstream, log_temp]: [ScalarArg; 2],
+        img: Option<(At, bool)>,
+    ) -> Result<()> {
+        let (img, first) = img.unwrap_or_default();
+        let gain = f64::from(gain_log2(self.problem.dtype)).exp2();
+        let params = ScaleParams {
+            from: from.address,
+            from_stride: from.row_stride as u64,
+            to_stride: to.row_stride as u64,
+            to: to.address,
+            img: img.address,
+            img_stride: img.row_stride as u64,
+            products: self.workspace.ptr(self.regions.products),
+            rows: rows as u64,
+            cols: self.problem.dim as u32,
+            first: u32::from(first),
+            factor: 1.0 / (self.problem.batch as f64 * gain),
+            log_temp,
+            upstream,
+        };
+        // SAFETY: accumulators, outputs and image rows hold `rows` rows; `products` has a slot for every warp.
+        unsafe { self.finalize.scale(call.stream, call.info, params) }
+    }
+
+    fn reduce(
+        &self,
+        call: &Call<'_>,
+        slots: usize,
+        [upstream, log_temp]: [ScalarArg; 2],
+        [loss, d_log_temp, d_bias]: [u64; 3],
+    ) -> Result<()> {
+        let params = ReduceParams {
+            sums: call.sums,
+            products: if call.gradient { self.workspace.ptr(self.regions.products) } else { 0 },
+            slots: slots as u32,
+            product_slots: Finalize::product_slots(call.info) as u32,
+            inverse_batch: 1.0 / self.problem.batch as f64,
+            inverse_gain: (-f64::from(gain_log2(self.problem.dtype))).exp2(),
+            log_temp,
+            upstream,
+            loss,
+            d_log_temp,
+            d_bias,
+        };
+        // SAFETY: the logit launches wrote `slots` slots, the scale launches every product slot; the outputs are checked views.
+        unsafe { self.finalize.reduce(call.stream, params) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_resolve_by_architecture_and_dtype() {
+        let (hopper, ada) = (Arch::parse("sm_90a").unwrap(), Arch::parse("sm_89").unwrap());
+        assert_eq!(resolve(hopper, DType::Bf16, Route::Auto).unwrap(), Engine::Sm90);
+        assert_eq!(resolve(hopper, DType::F16, Route::Portable).unwrap(), Engine::Portable);
+        assert_eq!(resolve(ada, DType::F16, Route::Chunked).unwrap(), Engine::Portable);
+        assert_eq!(resolve(ada, DType::F32, Route::Auto).unwrap(), Engine::F32);
+        let message = resolve(hopper, DType::F32, Route::Portable).unwrap_err().to_string();
+        assert!(message.contains("portable") && message.contains("f32"), "{message}");
+    }
+}

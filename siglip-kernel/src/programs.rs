@@ -1,0 +1,141 @@
+//! The CUDA sources of this crate and every variant of them that can be launched.
+
+use kernel_core::{DType, Program, Variant};
+
+const HEADERS: &[(&str, &str)] = &[("sigmoid.cuh", include_str!("../cuda/sigmoid.cuh"))];
+
+macro_rules! program {
+    ($name:ident, $file:literal) => {
+        pub(crate) static $name: Program = Program {
+            name: concat!("siglip/", $file),
+            source: include_str!(concat!("../cuda/", $file, ".cu")),
+            headers: HEADERS,
+        };
+    };
+}
+
+program!(LOGITS_SM90, "logits_sm90");
+program!(GRADIENT_SM90, "gradient_sm90");
+program!(LOGITS_PORTABLE, "logits_portable");
+program!(PAIRS_F32, "pairs_f32");
+program!(FINALIZE, "finalize");
+
+/// The device's name of an element type.
+fn element(dtype: DType) -> String {
+    match dtype {
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::Bf16 => "BF16",
+    }
+    .to_owned()
+}
+
+fn flag(on: bool) -> String {
+    u32::from(on).to_string()
+}
+
+pub(crate) fn logits_sm90(dtype: DType, gradient: bool, cluster: u32) -> Variant {
+    Variant {
+        program: &LOGITS_SM90,
+        entry: "siglip_logits_sm90",
+        defines: vec![
+            ("ELEMENT", element(dtype)),
+            ("WITH_GRADIENT", flag(gradient)),
+            ("CLUSTER_SIZE", cluster.to_string()),
+        ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+/// `transposed`: d_txt, which reads G with its rows along K; otherwise d_img.
+pub(crate) fn gradient_sm90(dtype: DType, transposed: bool, cluster: u32) -> Variant {
+    Variant {
+        program: &GRADIENT_SM90,
+        entry: "siglip_gradient_sm90",
+        defines: vec![
+            ("ELEMENT", element(dtype)),
+            ("A_LAYOUT", if transposed { "MN" } else { "K" }.to_owned()),
+            ("CLUSTER_SIZE", cluster.to_string()),
+        ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+pub(crate) fn logits_portable(dtype: DType, gradient: bool) -> Variant {
+    Variant {
+        program: &LOGITS_PORTABLE,
+        entry: "siglip_logits_portable",
+        defines: vec![("ELEMENT", element(dtype)), ("WITH_GRADIENT", flag(gradient))],
+        hot: true,
+        min_arch: Some("sm_80"),
+    }
+}
+
+pub(crate) fn pairs_f32(gradient: bool) -> Variant {
+    Variant {
+        program: &PAIRS_F32,
+        entry: "siglip_pairs_f32",
+        defines: vec![("WITH_GRADIENT", flag(gradient))],
+        hot: true,
+        min_arch: Some("sm_80"),
+    }
+}
+
+/// `entry`: `siglip_reduce`, `siglip_scale` or `siglip_pad`.
+pub(crate) fn finalize(dtype: DType, entry: &'static str) -> Variant {
+    Variant {
+        program: &FINALIZE,
+        entry,
+        defines: vec![("ELEMENT", element(dtype))],
+        hot: false,
+        min_arch: Some("sm_80"),
+    }
+}
+
+/// Every kernel that this crate can launch.
+pub fn variants() -> Vec<Variant> {
+    let mut all = Vec::new();
+    for dtype in [DType::F16, DType::Bf16] {
+        for cluster in CLUSTERS {
+            for on in [false, true] {
+                all.push(logits_sm90(dtype, on, cluster));
+                all.push(gradient_sm90(dtype, on, cluster));
+            }
+        }
+        for gradient in [false, true] {
+            all.push(logits_portable(dtype, gradient));
+        }
+    }
+    for gradient in [false, true] {
+        all.push(pairs_f32(gradient));
+    }
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        for entry in ["siglip_reduce", "siglip_scale", "siglip_pad"] {
+            all.push(finalize(dtype, entry));
+        }
+    }
+    all
+}
+
+/// Cluster sizes the Hopper kernels are built for.
+pub(crate) const CLUSTERS: [u32; 2] = [1, 2];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn variants_are_distinct_and_name_their_entries() {
+        let all = variants();
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
+        for variant in all {
+            assert!(variant.program.source.contains(variant.entry), "{variant:?}");
+            for (name, _) in &variant.defines {
+                assert!(variant.program.source.contains(name), "{name} in {}", variant.program.name);
+            }
+        }
+    }
+}
