@@ -13,7 +13,9 @@ use std::{fs, str};
 pub(crate) fn open(ordinal: usize) -> Result<Result<Gpu, Error>> {
     match Gpu::new(ordinal) {
         Ok(gpu) => Ok(Ok(gpu)),
-        Err(absent @ (Error::MissingLibrary { .. } | Error::NoDriver { .. } | Error::NoDevice { .. })) => Ok(Err(absent)),
+        Err(absent @ (Error::MissingLibrary { .. } | Error::NoDriver { .. } | Error::NoDevice { .. })) => {
+            Ok(Err(absent))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -44,7 +46,8 @@ fn cuda_version(gpu: &Gpu) -> String {
 fn driver_version() -> Option<String> {
     let module = fs::read_to_string("/proc/driver/nvidia/version").ok();
     module.as_deref().and_then(version_in).or_else(|| {
-        let smi = Command::new("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]).output().ok()?;
+        let smi =
+            Command::new("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]).output().ok()?;
         version_in(str::from_utf8(&smi.stdout).ok()?.lines().next()?)
     })
 }
@@ -59,7 +62,11 @@ fn version_in(text: &str) -> Option<String> {
 pub(crate) fn require(gpu: &Gpu, wanted: &str) -> Result<()> {
     let name = &gpu.info().name;
     if wanted != "auto" && crate::slug::of(name) != wanted {
-        bail!("--gpu {wanted}: device {} is `{name}`; expected a card named {}", gpu.info().ordinal, wanted.to_uppercase());
+        bail!(
+            "--gpu {wanted}: device {} is `{name}`; expected a card named {}",
+            gpu.info().ordinal,
+            wanted.to_uppercase()
+        );
     }
     Ok(())
 }
@@ -70,7 +77,8 @@ mod tests {
 
     #[test]
     fn finds_the_version_in_what_the_driver_writes() {
-        let module = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder@U22)";
+        let module =
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder@U22)";
         assert_eq!(version_in(module).as_deref(), Some("580.95.05"));
         assert_eq!(version_in("580.159.03\n").as_deref(), Some("580.159.03"));
         assert_eq!(version_in("no version here."), None);

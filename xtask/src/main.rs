@@ -2,11 +2,16 @@
 
 mod bundle;
 mod card;
+mod compile;
+mod doctor;
+mod eval;
 mod parity;
 mod report;
 mod results;
+mod siglip;
 mod slug;
 mod source_hash;
+mod toolchain;
 
 use clap::{Parser, Subcommand};
 
@@ -20,6 +25,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Parity(parity::Args),
+    Eval(eval::Args),
+    Compile(compile::Args),
+    Toolchain(toolchain::Args),
+    Doctor(doctor::Args),
     Report(report::Args),
     Bundle(bundle::Args),
 }
@@ -27,6 +36,10 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Parity(args) => parity::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Compile(args) => compile::run(args),
+        Command::Toolchain(args) => toolchain::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Report(args) => report::run(args),
         Command::Bundle(args) => bundle::run(args),
     }

@@ -58,7 +58,10 @@ fn writes_readme_and_plot_and_then_checks_clean() {
     assert!(text(&written.stderr).contains("measured on sources feedfeedfeedfeed"), "stale rows are told");
     let readme = fs::read_to_string(folder.path().join("README.md")).unwrap();
     assert!(readme.contains("| B=16,384 D=768 | bf16 | 2.00 ms (618 TF/s, 1.00 MB) | 3.00 ms"), "{readme}");
-    assert!(readme.contains("1.50×") && readme.contains("Nothing measured yet.") && !readme.contains("stale"), "{readme}");
+    assert!(
+        readme.contains("1.50×") && readme.contains("Nothing measured yet.") && !readme.contains("stale"),
+        "{readme}"
+    );
     assert!(folder.path().join("docs/siglip-step-h200.svg").is_file());
 
     let after = report(folder.path(), &["--check"]);

@@ -67,7 +67,11 @@ fn bundle_targets(workspace: &Path, package: &str, out: &Path, manifest: &mut St
 fn build(workspace: &Path, arguments: &[&str]) -> Result<Vec<Artifact>> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
-    command.current_dir(workspace).args(arguments).args(["--profile", "bundle", "--message-format=json-render-diagnostics"]);
+    command.current_dir(workspace).args(arguments).args([
+        "--profile",
+        "bundle",
+        "--message-format=json-render-diagnostics",
+    ]);
     command.args(["--config", "profile.bundle.inherits='release'", "--config", "profile.bundle.strip=true"]);
     if !cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
         command.args(["--target", TARGET]);
@@ -83,7 +87,8 @@ fn build(workspace: &Path, arguments: &[&str]) -> Result<Vec<Artifact>> {
 
 /// Empties what an earlier bundle made; a folder that holds other things only is refused.
 fn prepare(out: &Path) -> Result<()> {
-    let foreign = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) && !out.join("MANIFEST.txt").is_file();
+    let foreign =
+        fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) && !out.join("MANIFEST.txt").is_file();
     if foreign {
         bail!("{} is not empty and holds no bundle: give a new folder with --out", out.display());
     }
@@ -107,7 +112,8 @@ fn copy(artifact: &Artifact, to: &Path, manifest: &mut String) -> Result<()> {
     let size = fs::copy(&artifact.executable, to)
         .with_context(|| format!("copying {} to {}", artifact.executable.display(), to.display()))?;
     let name = to.file_name().unwrap_or_default().to_string_lossy();
-    manifest.push_str(&format!("{name}: {} `{}` of {}, {size} bytes\n", artifact.kind, artifact.target, artifact.package));
+    manifest
+        .push_str(&format!("{name}: {} `{}` of {}, {size} bytes\n", artifact.kind, artifact.target, artifact.package));
     Ok(())
 }
 
@@ -175,7 +181,10 @@ mod tests {
     fn run_hands_commands_to_xtask() {
         let folder = bundle_of(&[]);
         let (ok, out, _) = run_script(folder.path(), &["bench", "--gpu", "h200", "a b"]);
-        assert!(ok && out.starts_with("xtask [bench --gpu h200 a b] peers=/") && out.trim().ends_with("/peers"), "{out}");
+        assert!(
+            ok && out.starts_with("xtask [bench --gpu h200 a b] peers=/") && out.trim().ends_with("/peers"),
+            "{out}"
+        );
         let (ok, out, _) = run_script(folder.path(), &[]);
         assert!(ok && out.contains("./run parity") && !out.contains("xtask ["), "{out}");
     }

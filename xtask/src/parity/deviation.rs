@@ -39,6 +39,11 @@ impl Deviation {
         Self { max_rel: ratio(worst, largest), l2_rel: ratio(squares.sqrt(), truth_squares.sqrt().max(floor.l2)) }
     }
 
+    /// The same bound on both measures.
+    pub(crate) fn both(bound: f64) -> Self {
+        Self { max_rel: bound, l2_rel: bound }
+    }
+
     /// Of one number whose terms add up to `magnitude` in absolute value.
     pub(crate) fn of_sum(found: f64, truth: f64, magnitude: f64) -> Self {
         Self::of([found], &[truth], Floor { max: magnitude, l2: magnitude })

@@ -15,7 +15,15 @@ pub(crate) struct Measured {
     /// What was compared.
     pub(crate) what: &'static str,
     pub(crate) deviation: Deviation,
-    pub(crate) tolerance: f64,
+    /// What the deviation may be, in either measure.
+    pub(crate) tolerance: Deviation,
+}
+
+impl Measured {
+    /// False for a NaN.
+    fn passes(&self) -> bool {
+        self.deviation.max_rel <= self.tolerance.max_rel && self.deviation.l2_rel <= self.tolerance.l2_rel
+    }
 }
 
 /// One line of the report.
@@ -62,8 +70,8 @@ impl Tally {
             *cases += u64::from(!mine.is_empty());
             for measured in mine {
                 *worst = worst.join(measured.deviation);
-                *tolerance = tolerance.max(measured.tolerance);
-                *passed &= measured.deviation.worst() <= measured.tolerance;
+                *tolerance = tolerance.max(measured.tolerance.worst());
+                *passed &= measured.passes();
             }
         }
     }
@@ -91,11 +99,16 @@ impl Group<'_> {
             let mut tally = tally.borrow_mut();
             let verdict = match &outcome {
                 Err(reason) => Err(TestCaseError::fail(reason.clone())),
-                Ok(measured) => match measured.iter().find(|m| !(m.deviation.worst() <= m.tolerance)) {
+                Ok(measured) => match measured.iter().find(|m| !m.passes()) {
                     None => Ok(()),
                     Some(bad) => Err(TestCaseError::fail(format!(
-                        "{} of {}: max {:.2e}, l2 {:.2e}, tolerance {:.2e}",
-                        bad.what, bad.op, bad.deviation.max_rel, bad.deviation.l2_rel, bad.tolerance
+                        "{} of {}: max {:.2e} (tolerance {:.2e}), l2 {:.2e} (tolerance {:.2e})",
+                        bad.what,
+                        bad.op,
+                        bad.deviation.max_rel,
+                        bad.tolerance.max_rel,
+                        bad.deviation.l2_rel,
+                        bad.tolerance.l2_rel
                     ))),
                 },
             };
@@ -108,7 +121,9 @@ impl Group<'_> {
         });
         let failure = match result {
             Ok(()) => None,
-            Err(TestError::Fail(reason, case)) => Some(self.describe(&format!("{reason}\n  smallest case that fails: {case:?}"))),
+            Err(TestError::Fail(reason, case)) => {
+                Some(self.describe(&format!("{reason}\n  smallest case that fails: {case:?}")))
+            }
             Err(TestError::Abort(reason)) => Some(self.describe(&format!("gave up: {reason}"))),
         };
         let failed_without_numbers = failure.is_some() && tally.borrow().lines.iter().all(|line| line.4);

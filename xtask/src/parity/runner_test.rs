@@ -3,16 +3,7 @@ use super::*;
 const OPS: &[&str] = &["even", "all"];
 
 fn group(bar: &ProgressBar, seed: u64) -> Group<'_> {
-    Group {
-        family: "siglip",
-        dtype: "f32".into(),
-        route: "here".into(),
-        ops: OPS,
-        cases: 50,
-        seed,
-        on_gpu: true,
-        bar,
-    }
+    Group { family: "siglip", dtype: "f32".into(), route: "here".into(), ops: OPS, cases: 50, seed, on_gpu: true, bar }
 }
 
 fn error(size: f64) -> Deviation {
@@ -22,7 +13,7 @@ fn error(size: f64) -> Deviation {
 /// Errors grow with the case; the even cases count in a line of their own.
 fn check(limit: u32) -> impl Fn(&u32) -> Result<Vec<Measured>, String> {
     move |case| {
-        let tolerance = if *case < limit { 1.0 } else { 0.0 };
+        let tolerance = Deviation::both(if *case < limit { 1.0 } else { 0.0 });
         let measured = |op| Measured { op, what: "x", deviation: error(f64::from(*case) / 1000.0), tolerance };
         Ok(if case.is_multiple_of(2) { vec![measured("even"), measured("all")] } else { vec![measured("all")] })
     }
@@ -57,4 +48,16 @@ fn a_case_that_breaks_fails_every_line() {
     let (lines, failure) = group(&bar, 3).run(&(1u32..1000), |_| Err("the launch failed".to_owned()));
     assert!(failure.unwrap().contains("the launch failed"));
     assert!(lines.iter().all(|line| !line.passed));
+}
+
+#[test]
+fn both_measures_must_pass() {
+    let measured = |max_rel, l2_rel| Measured {
+        op: "all",
+        what: "x",
+        deviation: Deviation { max_rel, l2_rel },
+        tolerance: Deviation { max_rel: 2.0, l2_rel: 1.0 },
+    };
+    assert!(measured(1.5, 0.5).passes() && !measured(2.5, 0.5).passes() && !measured(1.5, 1.5).passes());
+    assert!(!measured(f64::NAN, 0.0).passes() && !measured(0.0, f64::NAN).passes());
 }

@@ -1,9 +1,9 @@
 //! Random problems of the SigLIP loss.
 
+use crate::siglip::Number;
 use proptest::prelude::*;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
-use reference_cpu::Element;
 use reference_cpu::siglip::{Positives, SiglipParams};
 
 /// One problem; the same case always makes the same inputs.
@@ -37,7 +37,8 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
         1 => Just(Positives::None),
     ];
     let logits = (0.02f32..=1.0, -1.0f32..=1.0);
-    let upstream = prop_oneof![3 => Just(1.0f32), 1 => Just(-0.5f32), 1 => Just(3.75f32), 1 => Just(64.0f32), 1 => Just(0.0f32)];
+    let upstream =
+        prop_oneof![3 => Just(1.0f32), 1 => Just(-0.5f32), 1 => Just(3.75f32), 1 => Just(64.0f32), 1 => Just(0.0f32)];
     let data = (prop_oneof![3 => Just(1.0f32), 1 => 0.25f32..=4.0], prop_oneof![1 => Just(0.0f32), 1 => 0.0f32..=2.0]);
     (shape, dim, chunk, positives, logits, upstream, data, 1usize..=2, any::<u64>()).prop_map(
         |((rows, cols), dim, chunk, positives, (spread, shift), upstream, (norm, shared), share, data_seed)| {
@@ -58,7 +59,7 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
 
 impl Case {
     /// The embeddings, rounded to `T`: images `[rows, dim]`, texts `[cols, dim]`.
-    pub(crate) fn inputs<T: Element>(&self) -> (Vec<T>, Vec<T>) {
+    pub(crate) fn inputs<T: Number>(&self) -> (Vec<T>, Vec<T>) {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.data_seed);
         let common: Vec<f32> = (0..self.dim).map(|_| normal(&mut rng)).collect();
         let img = self.embeddings(self.rows, &common, &mut rng);
@@ -66,13 +67,13 @@ impl Case {
         (img, txt)
     }
 
-    fn embeddings<T: Element>(&self, rows: usize, common: &[f32], rng: &mut impl Rng) -> Vec<T> {
+    fn embeddings<T: Number>(&self, rows: usize, common: &[f32], rng: &mut impl Rng) -> Vec<T> {
         let mut out = Vec::with_capacity(rows * self.dim);
         for _ in 0..rows {
             let shared = if rng.random::<bool>() { self.shared } else { -self.shared };
             let row: Vec<f32> = common.iter().map(|c| shared * c + normal(rng)).collect();
             let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-            out.extend(row.iter().map(|x| T::from_f32(x * self.norm / length)));
+            out.extend(row.iter().map(|x| T::rounded(x * self.norm / length)));
         }
         out
     }
@@ -84,6 +85,6 @@ pub(crate) fn normal(rng: &mut impl Rng) -> f32 {
     (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()
 }
 
-pub(crate) fn widen<T: Element>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|value| f64::from(value.to_f32())).collect()
+pub(crate) fn widen<T: Number>(values: &[T]) -> Vec<f64> {
+    values.iter().map(|value| value.wide()).collect()
 }

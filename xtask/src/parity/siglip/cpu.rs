@@ -4,13 +4,14 @@ use super::case::{Case, cases, normal, widen};
 use super::truth::{Found, OPS, Tolerances, Truth};
 use crate::parity::deviation::Deviation;
 use crate::parity::runner::{Group, Line, Measured};
+use crate::siglip::{Number, on_host};
 use half::{bf16, f16};
 use indicatif::ProgressBar;
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use reference_cpu::naive::{self, SiglipScalars};
-use reference_cpu::{Element, HostMatrix, HostMatrixMut, siglip};
+use reference_cpu::{HostMatrix, siglip};
 
 /// A group for each dtype of reference-cpu, and one for the finite differences.
 pub(crate) const CPU_GROUPS: u64 = 4;
@@ -34,36 +35,18 @@ pub(crate) fn cpu_groups(cases_a_group: u32, seed: u64, bar: &ProgressBar) -> Ve
     ]
 }
 
-fn check<T: Element>(case: &Case) -> Result<Vec<Measured>, String> {
+fn check<T: Number>(case: &Case) -> Result<Vec<Measured>, String> {
     let (img, txt) = case.inputs::<T>();
-    let truth = Truth::new(case, &widen(&img), &widen(&txt), Tolerances::of(T::NAME))?;
+    let truth = Truth::new(case, &widen(&img), &widen(&txt), Tolerances::of(<T as kernel_core::Element>::DTYPE))?;
     let found = reference(case, &img, &txt).map_err(|error| error.to_string())?;
-    Ok(truth.measure(&found, 1.0))
+    Ok(truth.measure(&found))
 }
 
 /// The case by reference-cpu.
-pub(crate) fn reference<T: Element>(case: &Case, img: &[T], txt: &[T]) -> reference_cpu::Result<Found> {
-    let img = HostMatrix::new("img", img, case.rows, case.dim)?;
-    let txt = HostMatrix::new("txt", txt, case.cols, case.dim)?;
-    // Poisoned: a gradient that is not written is found.
-    let mut d_img = vec![T::from_f32(f32::NAN); case.rows * case.dim];
-    let mut d_txt = vec![T::from_f32(f32::NAN); case.cols * case.dim];
-    let forward = siglip::forward(img, txt, &case.params)?;
-    let gradients = siglip::forward_backward(
-        img,
-        txt,
-        &case.params,
-        &mut HostMatrixMut::new("d_img", &mut d_img, case.rows, case.dim)?,
-        &mut HostMatrixMut::new("d_txt", &mut d_txt, case.cols, case.dim)?,
-    )?;
-    Ok(Found {
-        forward: f64::from(forward),
-        loss: f64::from(gradients.loss),
-        d_img: widen(&d_img),
-        d_txt: widen(&d_txt),
-        d_log_temp: f64::from(gradients.d_log_temp),
-        d_bias: f64::from(gradients.d_bias),
-    })
+pub(crate) fn reference<T: Number>(case: &Case, img: &[T], txt: &[T]) -> reference_cpu::Result<Found> {
+    let views = (HostMatrix::new("img", img, case.rows, case.dim)?, HostMatrix::new("txt", txt, case.cols, case.dim)?);
+    let forward = siglip::forward(views.0, views.1, &case.params)?;
+    Ok(Found::new(forward, &on_host(img, txt, case.dim, &case.params)?))
 }
 
 /// Finite differences evaluate the loss eight times; the formula does not depend on the size.
@@ -115,7 +98,7 @@ fn check_differences(case: &Case) -> Result<Vec<Measured>, String> {
             + (gradient.d_bias * step.bias).abs())
         .max(rounding);
         let deviation = Deviation::of_sum(difference, derivative, magnitude);
-        measured.push(Measured { op: "step", what, deviation, tolerance: TOLERANCE });
+        measured.push(Measured { op: "step", what, deviation, tolerance: Deviation::both(TOLERANCE) });
     }
     Ok(measured)
 }
@@ -136,8 +119,12 @@ impl Move {
     /// The loss at `h` times this direction away from the inputs.
     fn loss(&self, img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars, h: f64) -> Result<f64, String> {
         let moved = |at: &[f64], by: &[f64]| at.iter().zip(by).map(|(x, v)| x + h * v).collect::<Vec<_>>();
-        let scalars =
-            SiglipScalars { log_temp: scalars.log_temp + h * self.log_temp, bias: scalars.bias + h * self.bias, ..*scalars };
-        naive::siglip_loss(&moved(img, &self.img), &moved(txt, &self.txt), dim, &scalars).map_err(|error| error.to_string())
+        let scalars = SiglipScalars {
+            log_temp: scalars.log_temp + h * self.log_temp,
+            bias: scalars.bias + h * self.bias,
+            ..*scalars
+        };
+        naive::siglip_loss(&moved(img, &self.img), &moved(txt, &self.txt), dim, &scalars)
+            .map_err(|error| error.to_string())
     }
 }

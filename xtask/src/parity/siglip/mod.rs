@@ -2,6 +2,8 @@
 
 mod case;
 mod cpu;
+mod gpu;
 mod truth;
 
 pub(crate) use cpu::{CPU_GROUPS, cpu_groups};
+pub(crate) use gpu::gpu_groups;

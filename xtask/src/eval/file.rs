@@ -1,0 +1,145 @@
+//! Reading and writing safetensors files, with errors that name the tensor, what was found and what was expected.
+
+use crate::siglip::Number;
+use anyhow::{Context, Result, bail};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+/// A parsed input file.
+pub(crate) struct Input<'a> {
+    tensors: SafeTensors<'a>,
+    metadata: HashMap<String, String>,
+}
+
+impl<'a> Input<'a> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let (_, header) = SafeTensors::read_metadata(bytes).context("not a safetensors file")?;
+        let tensors = SafeTensors::deserialize(bytes).context("not a safetensors file")?;
+        Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default() })
+    }
+
+    /// A value of the file's `__metadata__`, parsed.
+    pub(crate) fn metadata<V: std::str::FromStr>(&self, name: &str, expected: &str) -> Result<Option<V>> {
+        let Some(text) = self.metadata.get(name) else { return Ok(None) };
+        match text.parse() {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => bail!("metadata `{name}`: found `{text}`, expected {expected}"),
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Result<TensorView<'a>> {
+        match self.tensors.tensor(name) {
+            Ok(tensor) => Ok(tensor),
+            Err(_) => {
+                let mut names = self.tensors.names();
+                names.sort_unstable();
+                let found = if names.is_empty() { "no tensors".to_owned() } else { names.join(", ") };
+                bail!("tensor `{name}`: found {found}; expected the tensors img, txt, log_temp, bias")
+            }
+        }
+    }
+
+    pub(crate) fn dtype(&self, name: &str) -> Result<Dtype> {
+        Ok(self.tensor(name)?.dtype())
+    }
+
+    /// A matrix of `T`: its shape and its elements.
+    pub(crate) fn matrix<T: Number>(&self, name: &str) -> Result<([usize; 2], Vec<T>)> {
+        let tensor = self.tensor(name)?;
+        let expected = dtype_of::<T>();
+        if tensor.dtype() != expected {
+            bail!("tensor `{name}`: found dtype {:?}, expected {expected:?}, the dtype of img", tensor.dtype());
+        }
+        match *tensor.shape() {
+            [rows, cols] if rows > 0 && cols > 0 => Ok(([rows, cols], elements(tensor.data()))),
+            ref other => bail!("tensor `{name}`: found shape {other:?}, expected [rows, D], both at least 1"),
+        }
+    }
+
+    /// One f32, of shape [] or [1].
+    pub(crate) fn scalar(&self, name: &str) -> Result<f32> {
+        let tensor = self.tensor(name)?;
+        if tensor.dtype() != Dtype::F32 {
+            bail!("tensor `{name}`: found dtype {:?}, expected F32", tensor.dtype());
+        }
+        match *tensor.shape() {
+            [] | [1] => Ok(elements::<f32>(tensor.data())[0]),
+            ref other => bail!("tensor `{name}`: found shape {other:?}, expected [] or [1]"),
+        }
+    }
+}
+
+/// Tensors to be written.
+#[derive(Default)]
+pub(crate) struct Output {
+    tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+}
+
+impl Output {
+    pub(crate) fn push<T: Number>(&mut self, name: &str, shape: &[usize], values: &[T]) {
+        self.tensors.push((name.to_owned(), dtype_of::<T>(), shape.to_owned(), bytes(values)));
+    }
+
+    pub(crate) fn save(&self, path: &Path, metadata: HashMap<String, String>) -> Result<()> {
+        let mut views = Vec::new();
+        for (name, dtype, shape, data) in &self.tensors {
+            let view = TensorView::new(*dtype, shape.clone(), data).with_context(|| format!("tensor `{name}`"))?;
+            views.push((name.as_str(), view));
+        }
+        let bytes = serialize(views, Some(metadata)).context("writing the safetensors header")?;
+        fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+fn dtype_of<T: Number>() -> Dtype {
+    match <T as kernel_core::Element>::DTYPE {
+        kernel_core::DType::F32 => Dtype::F32,
+        kernel_core::DType::F16 => Dtype::F16,
+        kernel_core::DType::Bf16 => Dtype::BF16,
+    }
+}
+
+/// From little-endian bytes, which need not be aligned.
+fn elements<T: Number>(bytes: &[u8]) -> Vec<T> {
+    let width = size_of::<T>();
+    let from_bits = |chunk: &[u8]| match <T as kernel_core::Element>::DTYPE {
+        kernel_core::DType::F32 => f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]),
+        kernel_core::DType::F16 => half::f16::from_le_bytes([chunk[0], chunk[1]]).to_f32(),
+        kernel_core::DType::Bf16 => half::bf16::from_le_bytes([chunk[0], chunk[1]]).to_f32(),
+    };
+    // Widening to f32 and rounding back is exact for every value of the type.
+    bytes.chunks_exact(width).map(|chunk| T::rounded(from_bits(chunk))).collect()
+}
+
+fn bytes<T: Number>(values: &[T]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(size_of_val(values));
+    for value in values {
+        let wide = kernel_core::Element::to_f32(*value);
+        match <T as kernel_core::Element>::DTYPE {
+            kernel_core::DType::F32 => out.extend(wide.to_le_bytes()),
+            kernel_core::DType::F16 => out.extend(half::f16::from_f32(wide).to_le_bytes()),
+            kernel_core::DType::Bf16 => out.extend(half::bf16::from_f32(wide).to_le_bytes()),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    #[test]
+    fn elements_survive_the_way_through_bytes() {
+        let values = [0.0f32, -1.5, 3.25e-3, 65504.0];
+        let f16s = values.map(f16::from_f32);
+        let bf16s = values.map(bf16::from_f32);
+        assert_eq!(elements::<f32>(&bytes(&values)), values);
+        assert_eq!(elements::<f16>(&bytes(&f16s)), f16s);
+        assert_eq!(elements::<bf16>(&bytes(&bf16s)), bf16s);
+        assert_eq!(bytes(&[1.0f32]), [0, 0, 128, 63]);
+    }
+}

@@ -1,0 +1,6 @@
+//! `xtask eval`: one call on tensors from a file, to compare with any other implementation.
+
+mod command;
+mod file;
+
+pub(crate) use command::{Args, run};

@@ -1,0 +1,7 @@
+//! The SigLIP loss as parity, bench and eval call it.
+
+mod device;
+mod host;
+
+pub(crate) use device::{DeviceCall, bits, options};
+pub(crate) use host::{Number, Step, on_host};
