@@ -36,7 +36,8 @@ impl MatrixSpec {
 /// C\[m, n\] = alpha · op(A)\[m, k\] · op(B)\[k, n\] + beta · C, all row-major.
 ///
 /// A and B have one dtype; C has theirs or f32. Products and sums are f32: bf16 and f16 go through tensor cores with f32
-/// accumulation, f32 is true f32 (no TF32). Any sizes and strides that are in bounds work; multiples of 16 bytes are fast.
+/// accumulation, f32 is true f32 (no TF32). The result is rounded to C's type once, or twice for a 16-bit C with beta ≠ 0, where some
+/// algorithms round the product before they add beta · C: accumulate into an f32 C. Any sizes and strides that are in bounds work; multiples of 16 bytes are fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GemmSpec {
     /// Rows of C.

@@ -38,7 +38,8 @@ pub(crate) fn hopper() -> Option<Gpu> {
 /// The first GPU through a context object of its own, whose settings no other test sees; events between streams are off in it.
 pub(crate) fn gpu_without_events() -> Option<Gpu> {
     gpu()?;
-    let context = CudaContext::new(0).expect("the primary context");
+    // A context of its own: the primary one is shared with the other tests, which rely on its events.
+    let context = CudaContext::new_non_primary(0, 0).expect("a context");
     // SAFETY: the test orders its streams itself.
     unsafe { context.disable_event_tracking() };
     Some(Gpu::from_stream(context.new_stream().expect("a stream")).expect("its gpu"))
