@@ -1,12 +1,14 @@
 """The Python side of `xtask bench --peers`: one JSON object a line on stdin, one answer a line on stdout.
 
-    {"cmd": "hello"}                       -> {"ok": true, "versions": {...}, "impls": {name: {"version": ...} | {"error": ...}}}
+    {"cmd": "hello"}                          -> {"ok": true, "versions": {...}, "impls": {name: {"version": ...} | {"error": ...}}}
     {"cmd": "setup", "impl": name, "op": "step", "shape": {"B": 8192, "D": 768}, "dtype": "bf16", ...}  -> {"ok": true}
-    {"cmd": "time", "reps": 10, "warmup": 1} -> {"ok": true, "ms": [...], "peak_bytes": n, "host_us": t}
-    {"cmd": "drop"}                        -> {"ok": true}     frees what setup made
-    {"cmd": "quit"}                        ends the process
+    {"cmd": "time", "impl": name, "reps": 10, "warmup": 1}  -> {"ok": true, "ms": [...]}
+    {"cmd": "costs", "impl": name}            -> {"ok": true, "peak_bytes": n, "host_us": t}
+    {"cmd": "drop"}                           -> {"ok": true}     frees what every setup made
+    {"cmd": "quit"}, or the end of stdin      ends the process
 
-Anything that goes wrong is answered as {"ok": false, "error": "..."} and leaves the process running.
+Several peers can be set up at once, so that they run in turn on one problem. Anything that goes wrong is answered as
+{"ok": false, "error": "..."}; the peer it happened to is dropped, the process goes on.
 
 Timing is the same as on the Rust side: CUDA events around each call, 256 MiB of zeros written before it to flush the L2, no host sync between
 the calls of a round (so that Python's own time hides behind the GPU's where it can). peak_bytes is the most that one call holds on the device
@@ -47,6 +49,7 @@ class Timer:
     def peak_bytes(self, call):
         torch = self.torch
         call.clear()
+        gc.collect()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -75,7 +78,7 @@ class Peers:
         self.make = make
         self.torch = None
         self.timer = None
-        self.call = None
+        self.calls = {}
 
     def hello(self, _request):
         impls = {}
@@ -100,26 +103,42 @@ class Peers:
     def setup(self, request):
         import torch
 
-        self.drop(request)
         if self.timer is None:
-            self.torch = torch
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.manual_seed(0)
             self.timer = Timer(torch)
-        self.call = self.make(torch, request)
+            self.torch = torch
+        call = self.make(torch, request)
         for _ in range(2):  # compiles and tunes
-            self.call()
+            call()
         torch.cuda.synchronize()
+        call.clear()
+        self.calls[request["impl"]] = call
         return {}
 
-    def time(self, request):
-        if self.call is None:
-            raise RuntimeError("`time` before `setup`")
-        ms = self.timer.measure(self.call, request["reps"], request.get("warmup", 1))
-        return {"ms": ms, "peak_bytes": self.timer.peak_bytes(self.call), "host_us": self.timer.host_us(self.call)}
+    def call(self, request):
+        call = self.calls.get(request["impl"])
+        if call is None:
+            raise RuntimeError(f"{request['cmd']!r} before 'setup' of {request['impl']!r}")
+        return call
 
-    def drop(self, _request):
-        self.call = None
+    def time(self, request):
+        call = self.call(request)
+        ms = self.timer.measure(call, request["reps"], request.get("warmup", 1))
+        call.clear()  # the others need the memory
+        return {"ms": ms}
+
+    def costs(self, request):
+        call = self.call(request)
+        answer = {"peak_bytes": self.timer.peak_bytes(call), "host_us": self.timer.host_us(call)}
+        call.clear()
+        return answer
+
+    def drop(self, request):
+        if request.get("impl"):
+            self.calls.pop(request["impl"], None)
+        else:
+            self.calls.clear()
         if self.torch is not None:
             gc.collect()
             self.torch.cuda.synchronize()
@@ -131,8 +150,9 @@ def serve(peers):
     # Libraries print; the protocol's channel is kept apart and their output goes to stderr.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    commands = {"hello": peers.hello, "setup": peers.setup, "time": peers.time, "drop": peers.drop}
+    commands = {"hello": peers.hello, "setup": peers.setup, "time": peers.time, "costs": peers.costs, "drop": peers.drop}
     for line in sys.stdin:
+        request = {}
         try:
             request = json.loads(line)
             if request.get("cmd") == "quit":
@@ -143,8 +163,10 @@ def serve(peers):
             answer = {"ok": True, **handler(request)}
         except Exception as error:
             answer = {"ok": False, "error": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
+            del error
             try:
-                peers.drop(None)
+                if isinstance(request, dict) and request.get("impl"):
+                    peers.drop(request)
             except Exception as second:
                 answer["error"] += f"; freeing memory failed too: {second}"
         channel.write(json.dumps(answer) + "\n")

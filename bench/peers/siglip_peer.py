@@ -39,7 +39,8 @@ class Step:
         if name == "torch eager":
             return lambda *inputs: plain(torch, *inputs)
         if name == "torch.compile":
-            return torch.compile(lambda *inputs: plain(torch, *inputs))
+            torch._dynamo.reset()  # compiled for this one shape, as a training loop would
+            return torch.compile(lambda *inputs: plain(torch, *inputs), dynamic=False)
         import siglip_kernel
 
         if name == "siglip-kernel":

@@ -1,6 +1,6 @@
 //! Random problems of the SigLIP loss.
 
-use crate::siglip::Number;
+use crate::siglip::{Number, normal};
 use proptest::prelude::*;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -77,12 +77,6 @@ impl Case {
         }
         out
     }
-}
-
-/// A standard normal number (Box and Muller, 1958).
-pub(crate) fn normal(rng: &mut impl Rng) -> f32 {
-    let (u, v): (f32, f32) = (1.0 - rng.random::<f32>(), rng.random());
-    (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()
 }
 
 pub(crate) fn widen<T: Number>(values: &[T]) -> Vec<f64> {

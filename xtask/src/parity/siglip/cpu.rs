@@ -1,10 +1,10 @@
 //! What can be checked without a GPU: reference-cpu against naive f64, and naive f64 against central finite differences.
 
-use super::case::{Case, cases, normal, widen};
+use super::case::{Case, cases, widen};
 use super::truth::{Found, OPS, Tolerances, Truth};
 use crate::parity::deviation::Deviation;
 use crate::parity::runner::{Group, Line, Measured};
-use crate::siglip::{Number, on_host};
+use crate::siglip::{Number, normal, on_host};
 use half::{bf16, f16};
 use indicatif::ProgressBar;
 use proptest::prelude::*;

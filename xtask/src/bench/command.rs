@@ -1,0 +1,114 @@
+//! The command: which card, which families, and where the results go.
+
+use super::peer::{PeerProcess, scripts};
+use super::timing::Stopwatch;
+use super::{ceilings, first_call, siglip};
+use crate::results::{BenchFile, BenchRow, ResultsFolder, merge_and_save};
+use crate::{card, slug};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use kernel_core::Gpu;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Time the kernels, bare cuBLAS products and (with --peers) other implementations, in turn on one card
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The card that is meant; `auto` takes the one that is there
+    #[arg(long, value_parser = ["h100", "h200", "a100", "auto"])]
+    gpu: String,
+    #[arg(long, value_enum, default_value_t = Family::Siglip)]
+    family: Family,
+    /// Run the peers of bench/peers too, in turn with ours
+    #[arg(long)]
+    peers: bool,
+    /// Fewer sizes and runs
+    #[arg(long)]
+    quick: bool,
+    /// Keep only these sizes B of siglip, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "B")]
+    only: Vec<usize>,
+    /// Leave out the ceilings and the cost of the first call
+    #[arg(long)]
+    no_ceilings: bool,
+    /// The Python that has the peers of bench/peers/requirements.txt
+    #[arg(long, default_value = "python3")]
+    python: String,
+    /// Ordinal of the device
+    #[arg(long, default_value_t = 0)]
+    device: usize,
+    #[command(flatten)]
+    results: ResultsFolder,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Family {
+    Siglip,
+    Swiglu,
+    Maxsim,
+    All,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let gpu = card::open(args.device)?.context("`bench` needs a GPU")?;
+    card::require(&gpu, &args.gpu)?;
+    if matches!(args.family, Family::Swiglu | Family::Maxsim) {
+        bail!("--family {:?}: this family has no GPU kernels yet, so there is nothing to time", args.family);
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let outcome = measure(&args, &gpu, &bar);
+    bar.finish_and_clear();
+    outcome
+}
+
+fn measure(args: &Args, gpu: &Gpu, bar: &ProgressBar) -> Result<()> {
+    let mut say = |line: String| bar.suspend(|| println!("{line}"));
+    let peers = if args.peers { Some(start_peers(args, &mut say)?) } else { None };
+    let stopwatch = RefCell::new(Stopwatch::new(gpu)?);
+    if !args.no_ceilings {
+        bar.set_message("ceilings");
+        let mut figures = ceilings::measure(gpu, &mut stopwatch.borrow_mut(), if args.quick { 5 } else { 20 })?;
+        bar.set_message("first call");
+        match first_call::measure(args.device) {
+            Ok(costs) => figures.extend(costs),
+            Err(error) => say(format!("MISSING the cost of the first call: {error:#}")),
+        }
+        for (name, value) in &figures {
+            say(format!("{name} {value:.4}"));
+        }
+        save(args, gpu, figures, Vec::new())?;
+    }
+    bar.set_message("siglip");
+    let setting = siglip::Setting { gpu, stopwatch: &stopwatch, peers, quick: args.quick, only: &args.only };
+    // Saved after each problem: a run that is cut short keeps what it has measured.
+    siglip::run(&setting, &mut say, &mut |rows| save(args, gpu, BTreeMap::new(), rows))?;
+    if args.family == Family::All {
+        say("swiglu, maxsim: no GPU kernels yet, nothing to time".to_owned());
+    }
+    let file = format!("bench-{}.json", slug::of(&gpu.info().name));
+    say(format!("wrote {}", args.results.path().join(file).display()));
+    Ok(())
+}
+
+fn start_peers(args: &Args, say: &mut dyn FnMut(String)) -> Result<Rc<RefCell<PeerProcess>>> {
+    let process = PeerProcess::start(&args.python, &scripts()?.join("siglip_peer.py"))?;
+    say(format!("peers run on {}", process.versions));
+    for (name, state) in &process.peers {
+        if let Err(why) = state {
+            say(format!("MISSING {name}: {why}"));
+        }
+    }
+    Ok(Rc::new(RefCell::new(process)))
+}
+
+fn save(args: &Args, gpu: &Gpu, ceilings: BTreeMap<String, f64>, rows: Vec<BenchRow>) -> Result<()> {
+    let file = BenchFile { header: card::header(gpu), ceilings, rows };
+    merge_and_save(&args.results.path(), &slug::of(&gpu.info().name), file).map(|_| ())
+}

@@ -1,0 +1,12 @@
+//! `xtask bench`: times on the card at hand, ours and the peers in turn.
+
+mod ceilings;
+mod command;
+mod contender;
+mod first_call;
+mod peer;
+mod siglip;
+mod timing;
+
+pub(crate) use command::{Args, run};
+pub(crate) use first_call::{Args as FirstCallArgs, run as run_first_call};
