@@ -9,6 +9,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::host::HostMatrixMut;
 use crate::product::add_scaled;
+use crate::vector::dot_product;
 
 /// The gradients of the scores for their gradients `d_scores`, given the `argmax` of [`forward`](super::forward). `d_queries` and `d_docs` are
 /// shaped like the tokens' rows, `[tokens, d]`, each made only when asked for, and overwritten; masked tokens get exact zeros.
@@ -119,7 +120,7 @@ impl<'a, T: Element> Source<'a, T> {
                 return 0.0;
             }
             tokens.widen(row, values);
-            inverse_norm(values).0
+            inverse_norm(values).0 as f32
         };
         let scales = normalize.then(|| (0..tokens.rows()).into_par_iter().map_init(Vec::new, scale).collect());
         Self { tokens, scales }
@@ -163,16 +164,11 @@ fn each_text<T: Element>(
     });
 }
 
-/// Turns the gradient of `x / √max(|x|², 1e-12)` into that of `x`.
+/// Turns the gradient of `x / √max(|x|², 1e-12)` into that of `x`, in f64: what is left beside the part along `x` may be small.
 fn through_norm(x: &[f32], gradient: &mut [f32]) {
     let (inverse, divided) = inverse_norm(x);
-    let along = if divided {
-        let inner: f64 = x.iter().zip(&*gradient).map(|(&x, &g)| f64::from(x) * f64::from(g)).sum();
-        (inner * f64::from(inverse) * f64::from(inverse)) as f32
-    } else {
-        0.0
-    };
+    let along = if divided { dot_product(x, gradient) * inverse * inverse } else { 0.0 };
     for (g, &x) in gradient.iter_mut().zip(x) {
-        *g = inverse * (*g - x * along);
+        *g = (inverse * (f64::from(*g) - f64::from(x) * along)) as f32;
     }
 }

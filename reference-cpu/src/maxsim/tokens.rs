@@ -145,14 +145,14 @@ impl<'a, T: Element> Tokens<'a, T> {
 }
 
 /// Squares of norms below this are not divided by.
-pub(super) const SMALLEST_SQUARE: f64 = 1e-12;
+const SMALLEST_SQUARE: f64 = 1e-12;
 
 /// `1 / √max(|x|², 1e-12)`, and whether the norm was the larger.
-pub(super) fn inverse_norm(x: &[f32]) -> (f32, bool) {
+pub(super) fn inverse_norm(x: &[f32]) -> (f64, bool) {
     let square = dot_product(x, x);
     // Unlike f64::max, this keeps a NaN.
     let held = if square < SMALLEST_SQUARE { SMALLEST_SQUARE } else { square };
-    ((1.0 / held.sqrt()) as f32, square > SMALLEST_SQUARE)
+    (1.0 / held.sqrt(), square > SMALLEST_SQUARE)
 }
 
 /// The kept tokens of some texts in f32, normalised if asked: what is masked is not even read.
@@ -179,7 +179,7 @@ impl Gathered {
             let target = &mut self.values[start..];
             tokens.widen(row, target);
             if normalize {
-                let (inverse, _) = inverse_norm(target);
+                let inverse = inverse_norm(target).0 as f32;
                 target.iter_mut().for_each(|x| *x *= inverse);
             }
             self.indices.push(row - span.start);
