@@ -37,3 +37,8 @@ pub use element::Element;
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
 pub use host::{HostMatrix, HostMatrixMut, HostTensor};
+
+/// Compiles and runs the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -381,14 +381,13 @@ fn each_gradient_is_optional() {
     let dz = HostMatrix::new("dz", &data.dz, 7, 6).unwrap();
     data.with_layer(|layer| {
         let (mut dx, mut dw, mut d_bias) = (vec![0f32; 35], vec![vec![0f32; 60]], vec![0f32; 12]);
-        let mut only = Gradients::<f32>::default();
-        only.dx = Some(HostMatrixMut::new("dx", &mut dx, 7, 5).unwrap());
+        let mut only =
+            Gradients::<f32> { dx: Some(HostMatrixMut::new("dx", &mut dx, 7, 5).unwrap()), ..Gradients::default() };
         swiglu::backward(x, &layer, dz, None, &mut only).unwrap();
-        let mut only = Gradients::<f32>::default();
-        only.d_weights = Some(weights_mut(LAYOUTS[0], &mut dw, shape));
+        let mut only =
+            Gradients::<f32> { d_weights: Some(weights_mut(LAYOUTS[0], &mut dw, shape)), ..Gradients::default() };
         swiglu::backward(x, &layer, dz, None, &mut only).unwrap();
-        let mut only = Gradients::<f32>::default();
-        only.d_bias = Some(&mut d_bias);
+        let mut only = Gradients::<f32> { d_bias: Some(&mut d_bias), ..Gradients::default() };
         swiglu::backward(x, &layer, dz, None, &mut only).unwrap();
         assert!(dx == all.dx && dw == all.dw && d_bias == all.d_bias);
         swiglu::backward(x, &layer, dz, None, &mut Gradients::<f32>::default()).unwrap();
