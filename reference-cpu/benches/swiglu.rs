@@ -24,7 +24,7 @@ fn bench<T: Element>(criterion: &mut Criterion, m: usize, k: usize, n: usize) {
     let weights = Weights::packed(view(&w, k, 2 * n), Order::GateFirst).expect("an even number of columns");
     let layer = Layer { weights, bias: None, gate: Gate::Silu };
     let (x, dz) = (view(&x, m, k), view(&dz, m, n));
-    let mut forward = |z: &mut [T], saved: &mut [T]| {
+    let forward = |z: &mut [T], saved: &mut [T]| {
         let mut z = HostMatrixMut::new("z", z, m, n).expect("a dense matrix");
         let mut saved = HostMatrixMut::new("saved", saved, m, 2 * n).expect("a dense matrix");
         swiglu::forward(x, &layer, &mut z, Some(&mut saved))

@@ -16,7 +16,7 @@ use crate::product::{Block, add_scaled, product, widened};
 /// Largest number of rows and columns of a tile. Larger tiles would save packing and lose parallelism and accuracy.
 const BLOCK: usize = 256;
 
-/// The loss `L`; see the [module](self) for the formula. `img` is `[N, D]`, `txt` `[M, D]`.
+/// The loss `L`; see the [module](super) for the formula. `img` is `[N, D]`, `txt` `[M, D]`.
 ///
 /// # Errors
 /// [`ZeroSize`](crate::Error::ZeroSize) for an empty matrix or a zero `batch`, [`Shape`](crate::Error::Shape) for unequal dimensions,
@@ -51,7 +51,7 @@ pub fn forward<T: Element>(img: HostMatrix<'_, T>, txt: HostMatrix<'_, T>, param
     Ok((sums.iter().sum::<f64>() / params.batch as f64) as f32)
 }
 
-/// The loss and all gradients; see the [module](self) for the formula. `img` and `d_img` are `[N, D]`, `txt` and `d_txt` `[M, D]`.
+/// The loss and all gradients; see the [module](super) for the formula. `img` and `d_img` are `[N, D]`, `txt` and `d_txt` `[M, D]`.
 /// Gradients are multiplied by `params.upstream`, the loss is not. What `d_img` and `d_txt` held before is overwritten.
 ///
 /// # Errors
