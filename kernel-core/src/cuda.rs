@@ -18,7 +18,7 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "ptx/sync.cuh",
     "ptx/tma.cuh",
     "ptx/wgmma.cuh",
-    "sm90/pingpong.cuh",
+    "sm90/mainloop.cuh",
     "sm90/scheduler.cuh",
     "sm90/store.cuh",
 ];

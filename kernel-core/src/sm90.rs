@@ -1,18 +1,18 @@
-//! Host side of the Hopper mainloop `cuda/sm90/pingpong.cuh`: its shape parameter, its launch, and the tensor maps it reads and writes through.
+//! Host side of the Hopper mainloop `cuda/sm90/mainloop.cuh`: its shape parameter, its launch, and the tensor maps it reads and
+//! writes through.
 
 use crate::error::Result;
 use crate::gpu::DeviceInfo;
 use crate::launch::{KernelArg, LaunchConfig};
 use crate::tma::{MapType, Swizzle, TensorMap, TiledMap};
 
-/// Rows and columns of an output tile.
+/// Rows and columns of a consumer warpgroup's output; with `Schedule::PING_PONG` a tile, with `COOPERATIVE` half of one.
 pub const TILE: usize = 128;
 /// Bytes along K that one stage holds of each operand row.
 const STAGE_ROW_BYTES: usize = 128;
-const STAGES: u32 = 6;
 const THREADS: u32 = 384;
-/// Slack to align the base, the stages, a staging buffer for each consumer, the barriers.
-const SHARED_BYTES: u32 = 1024 + STAGES * 2 * 16384 + 2 * 16384 + (2 * STAGES + 2) * 8;
+/// `Mainloop::SHARED_LIMIT`: all that a block of sm_90 may have; the mainloop fills what its epilogue leaves with stages.
+const SHARED_BYTES: u32 = 232_448;
 /// Warps of a block that hold accumulators: each has a slot of its own in per-warp results.
 pub const CONSUMER_WARPS: usize = 8;
 

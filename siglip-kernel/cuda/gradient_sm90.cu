@@ -1,6 +1,6 @@
 // The two gradient GEMMs on Hopper, accumulated in f32 over blocks: d_img += G * txt (A_LAYOUT K) or d_txt += G^T * img (A_LAYOUT MN).
-//   ELEMENT: BF16 or F16    A_LAYOUT: K or MN    CLUSTER_SIZE: 1 or 2
-#include "sm90/pingpong.cuh"
+//   ELEMENT: BF16 or F16    A_LAYOUT: K or MN    CLUSTER_SIZE: 1 or 2    TILE_SCHEDULE: PING_PONG or COOPERATIVE
+#include "sm90/mainloop.cuh"
 #include "sm90/store.cuh"
 
 struct GradientParams {
@@ -9,7 +9,7 @@ struct GradientParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-typedef PingPong<ELEMENT, Major::A_LAYOUT, Major::MN, CLUSTER_SIZE> Loop;
+typedef Mainloop<ELEMENT, Major::A_LAYOUT, Major::MN, Schedule::TILE_SCHEDULE, CLUSTER_SIZE> Loop;
 
 struct GradientEpilogue {
   const TensorMap* map;

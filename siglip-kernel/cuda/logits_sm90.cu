@@ -2,7 +2,7 @@
 // G = gain * dL/dz (only with WITH_GRADIENT) and per-warp sums. Logits never reach memory.
 //   ELEMENT: BF16 or F16    WITH_GRADIENT: 0 or 1    CLUSTER_SIZE: 1 or 2
 #include "sigmoid.cuh"
-#include "sm90/pingpong.cuh"
+#include "sm90/mainloop.cuh"
 #include "sm90/store.cuh"
 
 struct LogitsParams {
@@ -14,7 +14,8 @@ struct LogitsParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-typedef PingPong<ELEMENT, Major::K, Major::K, CLUSTER_SIZE> Loop;
+// A whole tile of G is staged at once: the epilogue never waits for its own stores.
+typedef Mainloop<ELEMENT, Major::K, Major::K, Schedule::PING_PONG, CLUSTER_SIZE, WITH_GRADIENT ? 32768 : 0> Loop;
 
 struct LogitsEpilogue {
   const TensorMap* map_g;
@@ -34,13 +35,13 @@ struct LogitsEpilogue {
       u32 packed[32];
       pairs<ELEMENT, WITH_GRADIENT, 64>(acc + 64 * half, packed, sums, constants, place);
       if constexpr (WITH_GRADIENT) {
-        stage.acquire<0>(lane);
-        stage.write_16bit(stage.buffer(0), packed, lane);
-        stage.write_16bit(stage.buffer(1), packed + 16, lane);
+        stage.acquire<1>(lane);
+        stage.write_16bit(stage.buffer(2 * half), packed, lane);
+        stage.write_16bit(stage.buffer(2 * half + 1), packed + 16, lane);
         stage.publish();
         if (lane == 0) {
-          tma::store_2d(map_g, stage.buffer(0), (int)n0, (int)row);
-          tma::store_2d(map_g, stage.buffer(1), (int)n0 + 64, (int)row);
+          tma::store_2d(map_g, stage.buffer(2 * half), (int)n0, (int)row);
+          tma::store_2d(map_g, stage.buffer(2 * half + 1), (int)n0 + 64, (int)row);
           tma::commit();
         }
       }

@@ -21,9 +21,10 @@
 #include "element.cuh"
 #include "numerics.cuh"
 
-// Sums over pairs. `q` carries the gain.
+// Sums over pairs, `q` with the gain; and whether this warp's last plain fragment was faint, so that the next one is tried as such.
 struct PairSums {
   float loss = 0.f, q = 0.f;
+  bool faint = true;
 };
 
 struct PairConstants {
@@ -45,6 +46,9 @@ struct FragmentPlace {
   u32 lane;
 };
 
+// u that is certainly faint: 64 squares of it stay below the bound on their sum.
+constexpr float FAINT_LOG2 = -11.6f, FAINT_SQUARES = 7.6e-6f;
+
 // False, and nothing added, when some pair is too large for this path or not a number.
 template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u32* packed, PairSums& sums, const PairConstants& c) {
   float q_sum[4] = {0.f, 0.f, 0.f, 0.f}, square[4] = {0.f, 0.f, 0.f, 0.f};
@@ -65,22 +69,23 @@ template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u3
     }
   }
   const float squares = ((square[0] + square[1]) + (square[2] + square[3])) * c.inverse_gain * c.inverse_gain;
-  if (!__all_sync(~0u, squares <= 7.6e-6f)) return false;
+  if (!__all_sync(~0u, squares <= FAINT_SQUARES)) return false;
   const float total = (q_sum[0] + q_sum[1]) + (q_sum[2] + q_sum[3]);
   sums.loss += fmaf(total, c.inverse_gain, (GRADIENT ? 0.5f : -0.5f) * squares);  // u - u^2 / 2 = q + u^2 / 2
   sums.q += total;
   return true;
 }
 
-// Whether the quiet path is exact: prod(1 + u) over 64 pairs, u = e^z, cannot overflow. Integer maxima of the float bits: exact for positive
-// values; a negative maximum reads as 0, which is safe, and a NaN either reads as large or reaches the loss through u.
-template <u32 N> DEV bool all_quiet(const float* x, const PairConstants& c) {
+// The largest z log2(e) of a fragment, or a little below 0 less: integer maxima of the float bits are exact for positive dot products, a negative
+// maximum reads as 0, and a NaN either reads as large or reaches the loss through u.
+template <u32 N> DEV float largest_logit(const float* x, const PairConstants& c) {
   int largest = 0;
 #pragma unroll
   for (u32 j = 0; j < N; ++j) largest = max_of(largest, __float_as_int(x[j]));
-  return fmaf(__int_as_float(largest), c.scale_log2, c.bias_log2) < 1.5f;
+  return fmaf(__int_as_float(largest), c.scale_log2, c.bias_log2);
 }
 
+// Exact while prod(1 + u) over 64 pairs, u = e^z, cannot overflow: z log2(e) < 1.5.
 template <class E, bool GRADIENT, u32 N>
 DEV void pairs_quiet(const float* x, u32* packed, PairSums& sums, const PairConstants& c) {
   float product[4] = {0.f, 0.f, 0.f, 0.f}, q_sum[2] = {0.f, 0.f};
@@ -106,27 +111,28 @@ DEV void pairs_quiet(const float* x, u32* packed, PairSums& sums, const PairCons
   sums.loss += log1p_nonnegative(fmaf(p, r, p + r));
 }
 
-// A pair that does not exist leaves q = 0.
-template <class E, bool GRADIENT, u32 N>
+// SPECIAL: there may be positives, and pairs that do not exist, which leave q = 0.
+template <class E, bool GRADIENT, bool SPECIAL, u32 N>
 DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
-  float product[4] = {0.f, 0.f, 0.f, 0.f}, large = 0.f;
+  float product[4] = {0.f, 0.f, 0.f, 0.f}, large[2] = {0.f, 0.f}, q_sum[2] = {0.f, 0.f};
+  const int row = place.lane / 4, column = place.lane % 4 * 2;
 #pragma unroll
   for (u32 j = 0; j < N / 4; ++j) {
     float q[4];
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
-      const int row = place.lane / 4 + (e / 2) * 8, column = j * 8 + (place.lane % 4) * 2 + e % 2;
-      const bool exists = row < place.rows && column < place.cols, positive = (i64)(column - row) == place.diagonal;
+      const int i = row + e / 2 * 8, k = column + j * 8 + e % 2;
+      const bool exists = !SPECIAL || (i < place.rows && k < place.cols), positive = SPECIAL && (i64)(k - i) == place.diagonal;
       const float z = fmaf(x[4 * j + e], c.scale_log2, c.bias_log2), a = positive ? -z : z;
-      const float u = exp2_approx(-fabsf(a));
+      const float u = exp2_approx(-fabsf(a)), one_u = 1.f + u;
       if (exists) {
-        large += fmaxf(a, 0.f);
-        product[e] = fmaf(product[e], 1.f + u, u);
+        large[e & 1] += fmaxf(a, 0.f);
+        product[e] = fmaf(product[e], one_u, u);
       }
       if constexpr (GRADIENT) {
-        const float sigmoid = (a >= 0.f ? 1.f : u) * reciprocal(1.f + u);
-        q[e] = exists ? (positive ? -sigmoid : sigmoid) * c.gain : 0.f;
-        sums.q += q[e];
+        const float sigmoid = (a >= 0.f ? c.gain : u * c.gain) * reciprocal(one_u);
+        q[e] = exists ? (positive ? -sigmoid : sigmoid) : 0.f;
+        q_sum[e & 1] += q[e];
       }
     }
     if constexpr (GRADIENT) {
@@ -134,8 +140,9 @@ DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairCo
       packed[2 * j + 1] = E::pack(q[2], q[3]);
     }
   }
+  sums.q += q_sum[0] + q_sum[1];
   const float p = fmaf(product[0], product[1], product[0] + product[1]), r = fmaf(product[2], product[3], product[2] + product[3]);
-  sums.loss += fmaf(large, LN2, log1p_nonnegative(fmaf(p, r, p + r)));
+  sums.loss += fmaf(large[0] + large[1], LN2, log1p_nonnegative(fmaf(p, r, p + r)));
 }
 
 // One fragment of a warp, by the cheapest path that is exact for it. All lanes call it together.
@@ -143,12 +150,18 @@ template <class E, bool GRADIENT, u32 N>
 DEV void pairs(const float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
   constexpr int COLS = N * 2;  // 16 rows x COLS columns over 32 lanes
   const bool plain = place.rows >= 16 && place.cols >= COLS && (place.diagonal <= -16 || place.diagonal >= COLS);
-  if (plain && pairs_faint<E, GRADIENT, N>(x, packed, sums, c)) return;
-  if (plain && __all_sync(~0u, all_quiet<N>(x, c))) return pairs_quiet<E, GRADIENT, N>(x, packed, sums, c);
+  if (plain) {
+    if (sums.faint && pairs_faint<E, GRADIENT, N>(x, packed, sums, c)) return;
+    const float largest = largest_logit<N>(x, c);
+    sums.faint = __all_sync(~0u, largest < FAINT_LOG2);
+    if (__all_sync(~0u, largest < 1.5f)) pairs_quiet<E, GRADIENT, N>(x, packed, sums, c);
+    else pairs_general<E, GRADIENT, false, N>(x, packed, sums, c, place);
+    return;
+  }
 #pragma unroll
   for (u32 half = 0; half < 2; ++half) {
     const FragmentPlace part = {place.diagonal - (int)half * COLS / 2, place.rows, place.cols - (int)half * COLS / 2, place.lane};
-    pairs_general<E, GRADIENT, N / 2>(x + half * N / 2, packed + half * N / 4, sums, c, part);
+    pairs_general<E, GRADIENT, true, N / 2>(x + half * N / 2, packed + half * N / 4, sums, c, part);
   }
 }
 

@@ -57,6 +57,7 @@ pub(crate) fn gradient_sm90(dtype: DType, transposed: bool, cluster: u32) -> Var
             ("ELEMENT", element(dtype)),
             ("A_LAYOUT", if transposed { "MN" } else { "K" }.to_owned()),
             ("CLUSTER_SIZE", cluster.to_string()),
+            ("TILE_SCHEDULE", "PING_PONG".to_owned()),
         ],
         hot: true,
         min_arch: Some("sm_90a"),

@@ -6,8 +6,8 @@
 #include "ptx/tma.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Two buffers of 16 rows x 128 bytes, 128-byte swizzled, as a tensor map with a {128 bytes, 16 rows} box expects them. A buffer lies 8 KB from
-// the other and 2 KB from the next warp's.
+// Buffers of 16 rows x 128 bytes, 128-byte swizzled, as a tensor map with a {128 bytes, 16 rows} box expects them: one for every 8 KB of the
+// warpgroup's staging memory. A buffer lies 8 KB from the warp's next and 2 KB from the next warp's.
 struct WarpStaging {
   u32 base;
   DEV WarpStaging(u32 staging, u32 warp) : base(staging + warp * 2048) {}

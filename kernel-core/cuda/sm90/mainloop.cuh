@@ -1,12 +1,14 @@
-// The Hopper GEMM mainloop: persistent, warp-specialised, ping-pong.
+// The Hopper GEMM mainloop: persistent and warp-specialised.
 //
-// One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each own a whole 128 x 128 output
-// tile and take turns on the tensor cores, so that one's epilogue runs under the other's mainloop. What happens to a finished tile is the
-// Epilogue's business:
+// One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each compute 128 x 128 outputs:
+//   PING_PONG    each owns a whole tile of 128 x 128, and they take turns on the tensor cores, so that one's epilogue runs under the other's
+//                mainloop: for short K or a long epilogue;
+//   COOPERATIVE  they share a tile of 256 x 128, upper and lower half: a quarter less traffic into shared memory, the epilogue exposed: for long K.
+// What happens to a finished tile is the Epilogue's business:
 //
 //   struct Epilogue {
 //     DEV void begin();                                               // once, when the results of earlier launches may be read
-//     DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, tile origin in elements of the output
+//     DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, origin of its 128 x 128 in the output
 //     DEV void finish();                                              // once, after the consumer's last tile
 //   };
 //
@@ -30,6 +32,8 @@ struct Segment {
 };
 constexpr u32 MAX_SEGMENTS = 6;
 
+enum class Schedule { PING_PONG, COOPERATIVE };
+
 struct GemmShape {
   u32 m, n, k;               // of this launch
   int a_mn, a_k, b_mn, b_k;  // where this launch's block begins in the matrices behind the tensor maps
@@ -38,22 +42,26 @@ struct GemmShape {
   Segment segment[MAX_SEGMENTS];
 };
 
-template <class E_, Major A_MAJOR, Major B_MAJOR, u32 CLUSTER_ = 1, u32 STAGES_ = 6> struct PingPong {
+// STAGING_BYTES: shared memory that each consumer's epilogue may use.
+template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER_ = 1, u32 STAGING_BYTES_ = 16384> struct Mainloop {
   typedef E_ E;
-  static constexpr u32 CLUSTER = CLUSTER_, STAGES = STAGES_, CONSUMERS = 2;
-  static constexpr u32 TILE_M = 128, TILE_N = 128, TILE_K = 128 / sizeof(typename E::Storage);  // a row of a stage is 128 bytes
-  static constexpr u32 OPERAND_BYTES = 128 * 128, STAGING_BYTES = 128 * 128;                    // a stage's A or B; an epilogue's buffer
-  static constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP;
-  static constexpr u32 BARRIERS = 2 * STAGES + CONSUMERS;
-  static constexpr u32 SHARED_BYTES = 1024 + STAGES * 2 * OPERAND_BYTES + CONSUMERS * STAGING_BYTES + BARRIERS * 8;
-  static constexpr bool A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
+  static constexpr bool PING_PONG = SCHEDULE == Schedule::PING_PONG, A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
+  static constexpr u32 CLUSTER = CLUSTER_, STAGING_BYTES = STAGING_BYTES_, CONSUMERS = 2, THREADS = (1 + CONSUMERS) * WARPGROUP;
+  static constexpr u32 TILE_M = PING_PONG ? 128 : 256, TILE_N = 128;
+  static constexpr u32 TILE_K = 128 / sizeof(typename E::Storage);  // a row of a stage is 128 bytes
+  static constexpr u32 HALF_BYTES = 64 * 128, A_BYTES = TILE_M * 128, B_BYTES = TILE_N * 128;
+  // As many stages as fit beside the rest in what a block may have.
+  static constexpr u32 SHARED_LIMIT = 232448, FIXED_BYTES = 1024 + CONSUMERS * STAGING_BYTES + 8 * CONSUMERS;
+  static constexpr u32 STAGES = (SHARED_LIMIT - FIXED_BYTES) / (A_BYTES + B_BYTES + 16);
+  static constexpr u32 SHARED_BYTES = FIXED_BYTES + STAGES * (A_BYTES + B_BYTES + 16);
+  static constexpr u32 TURNS = PING_PONG ? CONSUMERS : 1;  // tiles that a block has under way
 
   // Shared memory, carved: operand stages, staging buffers, then the barriers. `turn[c]` admits consumer c to the tensor cores.
   u32 a, b, staging, full, empty, turn;
-  DEV explicit PingPong(void* dynamic_shared) {
+  DEV explicit Mainloop(void* dynamic_shared) {
     a = (shared_address(dynamic_shared) + 1023u) & ~1023u;  // 128-byte swizzle repeats every 1024 bytes
-    b = a + STAGES * OPERAND_BYTES;
-    staging = b + STAGES * OPERAND_BYTES;
+    b = a + STAGES * A_BYTES;
+    staging = b + STAGES * B_BYTES;
     full = staging + CONSUMERS * STAGING_BYTES;
     empty = full + 8 * STAGES;
     turn = empty + 8 * STAGES;
@@ -80,7 +88,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, u32 CLUSTER_ = 1, u32 STAGES_ 
       tma::prefetch_map(&map_b);
       for (u32 i = 0; i < STAGES; ++i) {
         mbarrier::init(full + 8 * i, 1);
-        mbarrier::init(empty + 8 * i, CLUSTER);  // one consumer of every CTA that receives the stage
+        mbarrier::init(empty + 8 * i, CLUSTER * (PING_PONG ? 1 : CONSUMERS));  // every consumer that reads the stage, in every CTA
       }
       for (u32 i = 0; i < CONSUMERS; ++i) mbarrier::init(turn + 8 * i, 1);
       mbarrier::fence_init();
@@ -112,9 +120,9 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, u32 CLUSTER_ = 1, u32 STAGES_ 
       for (u32 s = 0; s < shape.segments; ++s) {
         const Segment shift = shape.segment[s];
         for (u32 k = 0; k < k_blocks; ++k) {
-          const u32 barrier = full + 8 * at.stage, to_a = a + at.stage * OPERAND_BYTES, to_b = b + at.stage * OPERAND_BYTES;
+          const u32 barrier = full + 8 * at.stage, to_a = a + at.stage * A_BYTES, to_b = b + at.stage * B_BYTES;
           mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
-          mbarrier::expect_bytes(barrier, 2 * OPERAND_BYTES);
+          mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
           load_a(to_a, map_a, barrier, m0 + shift.a_mn, shape.a_k + shift.a_k + (int)(k * TILE_K));
           load_b(to_b, map_b, barrier, n0 + shift.b_mn, shape.b_k + shift.b_k + (int)(k * TILE_K), rank);
           at.next();
@@ -130,23 +138,25 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, u32 CLUSTER_ = 1, u32 STAGES_ 
   }
 
   DEV void load_a(u32 to, const TensorMap& map, u32 barrier, int m, int k) const {
-    if constexpr (A_MN) {
-      tma::load_2d(to, &map, barrier, m, k);
-      tma::load_2d(to + OPERAND_BYTES / 2, &map, barrier, m + 64, k);
-    } else tma::load_2d(to, &map, barrier, k, m);
+#pragma unroll
+    for (u32 i = 0; i < TILE_M / 128; ++i) load_128<A_MN>(to + i * 2 * HALF_BYTES, map, barrier, m + (int)i * 128, k);
+  }
+
+  // 128 rows (or columns) of one stage of K.
+  template <bool MN> static DEV void load_128(u32 to, const TensorMap& map, u32 barrier, int mn, int k) {
+    if constexpr (MN) {
+      tma::load_2d(to, &map, barrier, mn, k);
+      tma::load_2d(to + HALF_BYTES, &map, barrier, mn + 64, k);
+    } else tma::load_2d(to, &map, barrier, k, mn);
   }
 
   // All CTAs of a cluster share B: each loads its part and multicasts it.
   DEV void load_b(u32 to, const TensorMap& map, u32 barrier, int n, int k, u32 rank) const {
     constexpr u16 EVERYONE = (1 << CLUSTER) - 1;
-    if constexpr (CLUSTER == 1) {
-      if constexpr (B_MN) {
-        tma::load_2d(to, &map, barrier, n, k);
-        tma::load_2d(to + OPERAND_BYTES / 2, &map, barrier, n + 64, k);
-      } else tma::load_2d(to, &map, barrier, k, n);
-    } else {
+    if constexpr (CLUSTER == 1) load_128<B_MN>(to, map, barrier, n, k);
+    else {
       static_assert(CLUSTER <= 2, "B is shared by two CTAs at most");
-      const u32 part = rank * (OPERAND_BYTES / CLUSTER);
+      const u32 part = rank * (B_BYTES / CLUSTER);
       const int n_part = n + (int)(rank * (TILE_N / CLUSTER));
       if constexpr (B_MN) tma::load_2d_multicast(to + part, &map, barrier, n_part, k, EVERYONE);
       else tma::load_2d_multicast(to + part, &map, barrier, k, n_part, EVERYONE);
@@ -157,18 +167,18 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, u32 CLUSTER_ = 1, u32 STAGES_ 
     const u32 thread = threadIdx.x % WARPGROUP, grid = gridDim.x / CLUSTER;
     Cursor at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
-    if (consumer == 1) at.skip(k_blocks), t += grid;
+    if (PING_PONG && consumer == 1) at.skip(k_blocks), t += grid;
     float acc[128];
 #pragma unroll 1
-    for (; t < order.count(); t += CONSUMERS * grid, ++turns) {
+    for (; t < order.count(); t += TURNS * grid, ++turns) {
       const TileOrder::Tile tile = order.at(t);
-      mbarrier::wait(turn + 8 * consumer, consumer == 0 ? (turns & 1) ^ 1 : turns & 1);
+      if (PING_PONG) mbarrier::wait(turn + 8 * consumer, consumer == 0 ? (turns & 1) ^ 1 : turns & 1);
       u32 previous = 0;
 #pragma unroll 1
       for (u32 k = 0; k < k_blocks; ++k) {
         mbarrier::wait(full + 8 * at.stage, at.parity);
-        if (k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));
-        multiply_stage(acc, at.stage, k != 0);
+        if (PING_PONG && k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));
+        multiply_stage(acc, a + at.stage * A_BYTES + (PING_PONG ? 0 : consumer * 2 * HALF_BYTES), b + at.stage * B_BYTES, k != 0);
         wgmma::wait<1>();  // the stage before this one has been read
         if (k != 0) release(previous, thread);
         previous = at.stage;
@@ -177,15 +187,15 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, u32 CLUSTER_ = 1, u32 STAGES_ 
       wgmma::wait<0>();
       release(previous, thread);
       wgmma::tie(acc);
-      at.skip(k_blocks);  // the other consumer's tile
-      epilogue.tile(acc, (tile.row * CLUSTER + rank) * TILE_M, tile.col * TILE_N, staging + consumer * STAGING_BYTES);
+      if (PING_PONG) at.skip(k_blocks);  // the other consumer's tile
+      const u32 m0 = (tile.row * CLUSTER + rank) * TILE_M + (PING_PONG ? 0 : consumer * 128);
+      epilogue.tile(acc, m0, tile.col * TILE_N, staging + consumer * STAGING_BYTES);
     }
     epilogue.finish();
   }
 
-  DEV void multiply_stage(float (&acc)[128], u32 stage, bool accumulate) const {
-    const u64 da = descriptor<A_MN>(a + stage * OPERAND_BYTES), db = descriptor<B_MN>(b + stage * OPERAND_BYTES);
-    const u64 da_low = descriptor<A_MN>(a + stage * OPERAND_BYTES + OPERAND_BYTES / 2);  // rows 64..128 of A
+  static DEV void multiply_stage(float (&acc)[128], u32 from_a, u32 from_b, bool accumulate) {
+    const u64 da = descriptor<A_MN>(from_a), da_low = descriptor<A_MN>(from_a + HALF_BYTES), db = descriptor<B_MN>(from_b);
     wgmma::fence();
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
@@ -197,7 +207,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, u32 CLUSTER_ = 1, u32 STAGES_ 
   }
 
   template <bool MN> static DEV u64 descriptor(u32 shared) {
-    return MN ? wgmma::descriptor_mn_major(shared, OPERAND_BYTES / 2) : wgmma::descriptor_k_major(shared);
+    return MN ? wgmma::descriptor_mn_major(shared, HALF_BYTES) : wgmma::descriptor_k_major(shared);
   }
   template <bool MN> static constexpr u64 STEP = MN ? 2048 >> 4 : 32 >> 4;  // of a descriptor, along K
 
