@@ -3,7 +3,7 @@
 //!
 //! They are the answer that GPU kernels are tested against, and fast enough to be what runs where there is no GPU: blocked,
 //! vectorised, their products through the [`gemm`](https://docs.rs/gemm) crate, and no intermediate the size of a product of two batch axes.
-//! Elements are f32, [`f16`] or [`bf16`]; arithmetic and sums are f32 (scalars' sums f64), rounded once at the end. Results have the
+//! Elements are f32, [`struct@f16`] or [`bf16`]; arithmetic and sums are f32 (scalars' sums f64), rounded once at the end. Results have the
 //! same bits on every run and with every number of threads of the surrounding rayon pool. On another processor they may differ in the last
 //! bits, since products use the vector units that there are.
 //!
