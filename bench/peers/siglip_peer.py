@@ -1,4 +1,5 @@
 """Peers of siglip-kernel: the PyPI package of that name, torch eager and torch.compile. See peer.py for the protocol."""
+import importlib
 import importlib.metadata
 
 from peer import Peers, serve
@@ -6,8 +7,11 @@ from peer import Peers, serve
 
 def package(name):
     """Imports a peer and tells its version."""
-    __import__(name.replace("-", "_"))
-    return importlib.metadata.version(name)
+    module = importlib.import_module(name.replace("-", "_"))
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # unpacked by hand
+        return getattr(module, "__version__", "of unknown version")
 
 
 def plain(torch, img, txt, log_temp, bias):

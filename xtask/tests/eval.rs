@@ -106,7 +106,7 @@ fn metadata_counts_and_flags_count_more() {
     let plain = results(&tensors(), &[], &[]);
     let scaled = results(&tensors(), &[("upstream", "-2"), ("batch", "4")], &[]);
     assert!(close(scaled["loss"].1[0], f64::from(plain["loss"].1[0]) / 2.0));
-    assert!(close(scaled["d_bias"].1[0], f64::from(plain["d_bias"].1[0]) * -1.0));
+    assert!(close(scaled["d_bias"].1[0], -f64::from(plain["d_bias"].1[0])));
     let flags = results(&tensors(), &[("upstream", "7"), ("offset", "1")], &["--upstream", "1", "--offset", "0"]);
     assert_eq!(flags, plain);
     let none = results(&tensors(), &[("positives", "none")], &[]);

@@ -1,7 +1,7 @@
 //! The command: which groups run, what is printed and recorded.
 
 use super::runner::Line;
-use super::siglip;
+use super::{maxsim, siglip, swiglu};
 use crate::results::{ParityFile, ParityRow, ResultsFolder, merge_and_save};
 use crate::{card, slug, source_hash};
 use anyhow::{Result, bail};
@@ -67,6 +67,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if wants(Family::Siglip) {
         outcomes.extend(siglip_groups(gpu.as_ref(), &args, &bar));
     }
+    let cases = u64::from(args.cases);
+    if wants(Family::Swiglu) {
+        begin(&bar, "swiglu", swiglu::GROUPS * cases);
+        outcomes.extend(swiglu::cpu_groups(args.cases, args.seed, &bar));
+    }
+    if wants(Family::Maxsim) {
+        begin(&bar, "maxsim", maxsim::GROUPS * cases);
+        outcomes.extend(maxsim::cpu_groups(args.cases, args.seed, &bar));
+    }
     bar.finish_and_clear();
 
     let lines: Vec<Line> = outcomes.iter().flat_map(|(lines, _)| lines.clone()).collect();
@@ -83,6 +92,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
         eprintln!("FAILED {failure}");
     }
     if failures.is_empty() { Ok(()) } else { bail!("{} of {} groups failed", failures.len(), outcomes.len()) }
+}
+
+/// The families without GPU kernels.
+fn begin(bar: &ProgressBar, family: &str, cases: u64) {
+    bar.inc_length(cases);
+    bar.set_message(format!("{family}, reference-cpu"));
+    bar.suspend(|| println!("{family}: no GPU kernels yet: reference-cpu against naive f64 only"));
 }
 
 /// reference-cpu is checked on every machine: it is what the GPU is compared with.

@@ -2,7 +2,9 @@
 
 mod command;
 mod deviation;
+mod maxsim;
 mod runner;
 mod siglip;
+mod swiglu;
 
 pub(crate) use command::{Args, run};
