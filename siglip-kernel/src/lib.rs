@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 mod blocks;
+pub mod cpu;
 mod engines;
 mod error;
 mod io;
@@ -9,6 +10,7 @@ mod kernels;
 mod plan;
 mod problem;
 mod programs;
+mod simple;
 mod workspace;
 
 pub use kernel_core;
@@ -19,3 +21,4 @@ pub use io::{Inputs, Outputs};
 pub use plan::{Plan, workspace_bytes};
 pub use problem::{Chunk, Options, Positives, Problem, Route};
 pub use programs::variants;
+pub use simple::{Gradients, forward, forward_backward};
