@@ -26,7 +26,7 @@ pub(crate) struct Args {
 enum Operation {
     /// SigLIP loss and all gradients: img [N, D], txt [M, D], log_temp, bias in; loss, d_img, d_txt, d_log_temp, d_bias out
     ///
-    /// img and txt are F32, F16 or BF16 alike; log_temp and bias are F32 of shape [] or [1]. What the flags leave open is taken from the
+    /// img and txt are F32, F16 or BF16 alike; log_temp and bias are single F32 values. What the flags leave open is taken from the
     /// file's metadata (positives, offset, upstream, batch), then from the defaults.
     Siglip(Siglip),
 }

@@ -59,7 +59,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// One f32, of shape [] or [1].
+    /// One f32: a tensor without axes, or with one of length 1.
     pub(crate) fn scalar(&self, name: &str) -> Result<f32> {
         let tensor = self.tensor(name)?;
         if tensor.dtype() != Dtype::F32 {
