@@ -71,7 +71,12 @@ impl<T: Element> Inputs<'_, T> {
         }
         self.log_temp.check("log_temp", gpu)?;
         self.bias.check("bias", gpu)?;
-        Ok(())
+        match self.log_temp {
+            Scalar::Host(value) if !value.exp().is_finite() => {
+                Err(kernel_core::Error::NonFinite { what: "exp(log_temp)", value: value.exp() }.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn ranges(&self) -> Vec<(&'static str, std::ops::Range<u64>)> {

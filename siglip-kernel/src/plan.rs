@@ -1,7 +1,7 @@
 //! The plan: checks, buffers, and the order of the blocks.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{Arch, DType, Element, Gpu, Scalar, ScalarArg, VectorViewMut, Workspace};
+use kernel_core::{Arch, DType, Element, Gpu, MatrixView, Scalar, ScalarArg, VectorViewMut, Workspace};
 
 use crate::blocks::Blocks;
 use crate::engines::{At, Call, F32Engine, PortableEngine, Sm90Engine};
@@ -54,6 +54,11 @@ fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Engine> {
         (Route::Auto | Route::Chunked, DType::F16 | DType::Bf16) if arch.has_wgmma() => Ok(Engine::Sm90),
         (_, DType::F16 | DType::Bf16) => Ok(Engine::Portable),
     }
+}
+
+/// The row stride that kernels are told. A single row has no next one, so its stride may be any number, also one that tensor maps refuse.
+fn stride<T: Element>(view: &MatrixView<'_, T>) -> usize {
+    if view.rows() == 1 { view.cols().next_multiple_of(8) } else { view.row_stride() }
 }
 
 fn design(gpu: &Gpu, problem: &Problem, options: &Options) -> Result<(Engine, Blocks)> {
@@ -140,8 +145,8 @@ impl Plan {
         let (loss, _loss) = loss.device_ptr(stream);
         let call = self.call(
             &gpu,
-            At { address: img, row_stride: inputs.img.row_stride() },
-            At { address: txt, row_stride: inputs.txt.row_stride() },
+            At { address: img, row_stride: stride(&inputs.img) },
+            At { address: txt, row_stride: stride(&inputs.txt) },
             [log_temp, bias],
             None,
         )?;
@@ -186,8 +191,8 @@ impl Plan {
 
         let d_img = At { address: d_img, row_stride: d_img_stride };
         let d_txt = At { address: d_txt, row_stride: d_txt_stride };
-        let img = At { address: img, row_stride: inputs.img.row_stride() };
-        let txt = At { address: txt, row_stride: inputs.txt.row_stride() };
+        let img = At { address: img, row_stride: stride(&inputs.img) };
+        let txt = At { address: txt, row_stride: stride(&inputs.txt) };
         let mut call = self.call(&gpu, img, txt, [log_temp, bias], Some((d_img, d_txt)))?;
         let scalars = [upstream, log_temp];
         let mut slots = 0;

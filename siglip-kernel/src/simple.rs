@@ -66,14 +66,13 @@ pub fn forward_backward<T: Element>(
         d_log_temp: gpu.alloc(1)?,
         d_bias: gpu.alloc(1)?,
     };
-    let mut outputs = Outputs {
+    let outputs = &mut Outputs {
         loss: VectorViewMut::new("loss", &mut gradients.loss, [1])?,
         d_img: MatrixViewMut::new("d_img", &mut gradients.d_img, [rows, dim])?,
         d_txt: MatrixViewMut::new("d_txt", &mut gradients.d_txt, [cols, dim])?,
         d_log_temp: VectorViewMut::new("d_log_temp", &mut gradients.d_log_temp, [1])?,
         d_bias: VectorViewMut::new("d_bias", &mut gradients.d_bias, [1])?,
     };
-    plan.forward_backward(inputs, upstream, &mut outputs)?;
-    drop(outputs);
+    plan.forward_backward(inputs, upstream, outputs)?;
     Ok(gradients)
 }

@@ -1,0 +1,107 @@
+//! Every dtype and route against f64, over shapes, positives, blocks, strides and scalars.
+
+use siglip_kernel::cpu::Element;
+use siglip_kernel::{Chunk, Options, Positives};
+
+use crate::case::Case;
+use crate::compare::check_unit;
+use crate::support::per_dtype;
+
+/// 16-bit gradients of pairs without positives are small; a loss scale keeps them out of f16's subnormals, as it does in training.
+const LOSS_SCALE: f32 = 4096.0;
+
+fn shapes<T: Element>() {
+    let sizes = [
+        (1, 1, 8),
+        (1, 1, 9),
+        (1, 1, 1),
+        (2, 3, 8),
+        (1, 513, 24),
+        (513, 1, 16),
+        (127, 129, 33),
+        (129, 127, 64),
+        (128, 128, 128),
+        (256, 384, 136),
+        (300, 517, 72),
+        (300, 517, 1200),
+        (385, 641, 100),
+        (130, 70, 1152),
+        (65, 257, 511),
+        (100, 90, 2049),
+        (128, 130, 4096),
+    ];
+    check_unit::<T>(sizes.map(|(rows, cols, dim)| Case::new(rows, cols, dim)));
+}
+
+fn offsets<T: Element>() {
+    let offsets = [0, 1, -1, 7, -130, 128, 255, -299, 516, 517, -300, 1 << 40, i64::MAX, i64::MIN];
+    let diagonals = offsets.map(|offset| Positives::Diagonal { offset });
+    let cases = diagonals.into_iter().chain([Positives::None, Positives::Matching]).map(|positives| Case {
+        positives,
+        upstream: LOSS_SCALE,
+        // Several row blocks, so that the diagonal crosses them.
+        options: Options { chunk: Chunk::Rows(128), ..Options::default() },
+        ..Case::new(300, 517, 40)
+    });
+    check_unit::<T>(cases);
+}
+
+fn chunks<T: Element>() {
+    let chunk = |rows| Options { chunk: Chunk::Rows(rows), ..Options::default() };
+    let cases = [1, 100, 128, 129, 200, 256, 384, 400, 1000, usize::MAX].map(|rows| Case {
+        options: chunk(rows),
+        positives: Positives::Diagonal { offset: 33 },
+        ..Case::new(700, 450, 48)
+    });
+    check_unit::<T>(cases);
+}
+
+/// Several column blocks of every route: a row chunk of 20 rows rounds up to 128, of which the largest budget holds 720,896 columns.
+fn column_blocks<T: Element>() {
+    let case = Case { positives: Positives::Diagonal { offset: 500_000 }, ..Case::new(20, 730_001, 8) };
+    check_unit::<T>([Case { batch: 1000, upstream: LOSS_SCALE, ..case }]);
+}
+
+fn strides<T: Element>() {
+    let gaps = [(8, 0), (0, 8), (16, 24), (8, 1), (0, 3)];
+    let aligned = gaps.map(|(input_gap, output_gap)| Case { input_gap, output_gap, ..Case::new(200, 150, 40) });
+    // Rows that no vector load can address are copied for 16-bit, and cuBLASLt takes them for f32: any gap, even odd ones.
+    let odd = [(3, 5), (1, 0), (0, 1)].map(|(input_gap, output_gap)| Case {
+        input_gap,
+        output_gap,
+        ..Case::new(140, 260, 37)
+    });
+    let single = Case { input_gap: 8, output_gap: 8, ..Case::new(1, 1, 8) };
+    let cases = aligned.into_iter().chain(odd).chain([single]);
+    // f32 wants the first row of inputs and gradients at a multiple of 16 bytes.
+    let start = |gap: usize| if T::NAME == "f32" { gap.next_multiple_of(4) } else { gap };
+    check_unit::<T>(cases.map(|case| Case {
+        input_gap: start(case.input_gap),
+        output_gap: start(case.output_gap),
+        ..case
+    }));
+}
+
+fn scalars<T: Element>() {
+    let base = Case::new(200, 150, 64);
+    let mut cases = Vec::new();
+    for device_scalars in [false, true] {
+        for upstream in [1.0, -3.5, 1024.0] {
+            cases.push(Case { upstream, device_scalars, ..base });
+        }
+        for batch in [1, 150, 5000] {
+            cases.push(Case { batch, upstream: 100.0, device_scalars, ..base });
+        }
+        for log_temp in [-3.0, 0.0, 4.605] {
+            cases.push(Case { log_temp, device_scalars, upstream: 100.0, ..base });
+        }
+    }
+    check_unit::<T>(cases);
+}
+
+/// An upstream gradient of zero gives gradients of zero, and the loss all the same.
+fn zero_upstream<T: Element>() {
+    check_unit::<T>([Case { upstream: 0.0, ..Case::new(130, 200, 24) }]);
+}
+
+per_dtype!(shapes, offsets, chunks, column_blocks, strides, scalars, zero_upstream);

@@ -1,0 +1,161 @@
+//! Results against f64 on the inputs as rounded.
+
+use reference_cpu::naive::{self, SiglipScalars};
+use reference_cpu::siglip;
+use siglip_kernel::cpu::Element;
+use siglip_kernel::{Options, Positives};
+
+use crate::case::{Case, Host, Step, run, subnormal_half_step};
+use crate::support::{gpu, routes, wide};
+
+/// Relative error of the loss: `sigmoid.cuh` bounds every path by 1e-5.
+const LOSS: f64 = 1e-5;
+
+/// What a gradient may be off. f32: max|Δ| / max|ref|. 16-bit: ‖Δ‖ / ‖ref‖, of one rounding of G and one of the result, each at most 2⁻⁹ (bf16)
+/// or 2⁻¹² (f16) and most of them less.
+fn gradient_tolerance<T: Element>() -> f64 {
+    match T::NAME {
+        "f32" => 2e-6,
+        "f16" => 5e-4,
+        _ => 3e-3,
+    }
+}
+
+/// The answer, and the sums of magnitudes that rounding errors of its scalars are proportional to.
+pub(crate) struct Truth {
+    loss: f64,
+    d_img: Vec<f64>,
+    d_txt: Vec<f64>,
+    d_log_temp: f64,
+    d_bias: f64,
+    /// upstream / batch · Σ |q|
+    q_sum: f64,
+    /// upstream / batch · Σ |q (z - bias)|
+    qz_sum: f64,
+    /// upstream / batch · Σ |q| exp(log_temp) |img| |txt|: a dot product's own error is proportional to the lengths, not to its value.
+    q_length_sum: f64,
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+impl Truth {
+    pub(crate) fn new<T: Element>(case: &Case, host: &Host<T>) -> Self {
+        let img: Vec<f64> = host.img.iter().map(|x| wide(*x)).collect();
+        let txt: Vec<f64> = host.txt.iter().map(|x| wide(*x)).collect();
+        let positives = match case.positives {
+            Positives::Matching => siglip::Positives::Diagonal { offset: 0 },
+            Positives::Diagonal { offset } => siglip::Positives::Diagonal { offset },
+            Positives::None => siglip::Positives::None,
+        };
+        let scalars = SiglipScalars {
+            log_temp: f64::from(case.log_temp),
+            bias: f64::from(case.bias),
+            positives,
+            batch: case.batch(),
+            upstream: f64::from(case.upstream),
+        };
+        let answer = naive::siglip(&img, &txt, case.dim, &scalars).unwrap();
+        let per_pair = scalars.upstream.abs() / scalars.batch as f64;
+        let (temperature, dim) = (scalars.log_temp.exp(), case.dim);
+        let length = |row: &[f64]| dot(row, row).sqrt();
+        let (img_length, txt_length): (Vec<f64>, Vec<f64>) =
+            (img.chunks(dim).map(length).collect(), txt.chunks(dim).map(length).collect());
+        let (mut q_sum, mut qz_sum, mut q_length_sum) = (0.0, 0.0, 0.0);
+        for (i, a) in img.chunks(dim).enumerate() {
+            let positive = positives.column(i, case.cols);
+            for (j, b) in txt.chunks(dim).enumerate() {
+                let scaled = temperature * dot(a, b);
+                let z = scaled + scalars.bias;
+                let q = per_pair / (1.0 + (if positive == Some(j) { z } else { -z }).exp());
+                q_sum += q;
+                qz_sum += q * scaled.abs();
+                q_length_sum += q * temperature * img_length[i] * txt_length[j];
+            }
+        }
+        Self {
+            loss: answer.loss,
+            d_img: answer.d_img,
+            d_txt: answer.d_txt,
+            d_log_temp: answer.d_log_temp,
+            d_bias: answer.d_bias,
+            q_sum,
+            qz_sum,
+            q_length_sum,
+        }
+    }
+
+    /// What of `step` is off by more than it may, each with its error and its bound.
+    pub(crate) fn faults<T: Element>(&self, step: &Step<T>) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut within = |what: &str, found: f64, expected: f64, bound: f64| {
+            let error = (found - expected).abs();
+            // Not `>`, which a NaN would pass. f32 holds no number below 2^-149.
+            let fine = error <= bound + f64::from(f32::from_bits(1));
+            if !fine {
+                faults.push(format!("{what} is {found:e}, expected {expected:e} within {bound:.1e} (off {error:.1e})"));
+            }
+        };
+        within("forward's loss", step.forward.into(), self.loss, LOSS * self.loss);
+        within("the step's loss", step.loss.into(), self.loss, LOSS * self.loss);
+        let (tolerance, float) = (gradient_tolerance::<T>(), T::NAME == "f32");
+        // q leaves the f32 pass to f32's order, the fused epilogues to 7.7e-6 (sigmoid.cuh); it is summed before it is rounded to G.
+        let q_error = if float { 2e-6 } else { 1e-5 };
+        within("d_bias", step.d_bias.into(), self.d_bias, q_error * self.q_sum);
+        let of_g = if float { 0.0 } else { tolerance * self.qz_sum };
+        within("d_log_temp", step.d_log_temp.into(), self.d_log_temp, of_g + 2e-6 * self.q_length_sum);
+        for (what, found, expected) in [("d_img", &step.d_img, &self.d_img), ("d_txt", &step.d_txt, &self.d_txt)] {
+            let error = found.iter().zip(expected).map(|(a, b)| (wide(*a) - b).abs());
+            let subnormal = subnormal_half_step::<T>();
+            let (error, bound) = if float {
+                // f64::max would drop a NaN.
+                (
+                    error.fold(0.0, |most, x| if x > most || x.is_nan() { x } else { most }),
+                    tolerance * expected.iter().fold(0.0, |most: f64, x| most.max(x.abs())),
+                )
+            } else {
+                let l2 = |of: &mut dyn Iterator<Item = f64>| of.map(|x| x * x).sum::<f64>().sqrt();
+                let bound = tolerance * l2(&mut expected.iter().copied());
+                (l2(&mut { error }), bound + subnormal * (expected.len() as f64).sqrt())
+            };
+            let missing = found.iter().position(|x| wide(*x).is_nan());
+            let fine = error <= bound;
+            if !fine {
+                let relative = error / bound * tolerance;
+                faults.push(format!(
+                    "{what} is off {relative:.2e}, at most {tolerance:.1e} expected; first NaN: {missing:?}"
+                ));
+            }
+        }
+        faults
+    }
+}
+
+/// Runs every case by every route of the dtype and fails with all that went wrong.
+pub(crate) fn check<T: Element>(cases: impl IntoIterator<Item = (Case, Host<T>)>) {
+    let Some(gpu) = gpu() else { return };
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for (case, host) in cases {
+        let truth = Truth::new(&case, &host);
+        for route in routes::<T>() {
+            count += 1;
+            let case = Case { options: Options { route: *route, ..case.options }, ..case };
+            match run(&gpu, &case, &host) {
+                Err(error) => failures.push(format!("{case:?}: {error}")),
+                Ok(step) => {
+                    let faults = truth.faults(&step);
+                    failures.extend((!faults.is_empty()).then(|| format!("{case:?}: {}", faults.join("; "))));
+                }
+            }
+        }
+    }
+    assert!(count > 0, "no case");
+    assert!(failures.is_empty(), "{} of {count} runs failed for {}:\n{}", failures.len(), T::NAME, failures.join("\n"));
+}
+
+/// The same on unit rows, another seed each.
+pub(crate) fn check_unit<T: Element>(cases: impl IntoIterator<Item = Case>) {
+    check(cases.into_iter().zip(1..).map(|(case, seed)| (case, Host::<T>::unit(&case, 2 * seed))));
+}

@@ -1,0 +1,113 @@
+//! Extreme logits, and inputs that are no numbers.
+
+use siglip_kernel::cpu::Element;
+use siglip_kernel::{Options, Plan, Positives};
+
+use crate::case::{Case, Device, Host};
+use crate::compare::check;
+use crate::support::{gpu, noise, per_dtype, rounded, routes, wide};
+
+/// Logits of ±4,000 to ±16,000: every sigmoid is 0 or 1, and the loss is large.
+fn huge_logits<T: Element>() {
+    let positives = [Positives::Matching, Positives::None, Positives::Diagonal { offset: -50 }];
+    check::<T>(positives.map(|positives| {
+        let case = Case { positives, log_temp: 0.0, bias: -10.0, ..Case::new(300, 270, 64) };
+        (case, Host::collinear(&case, 8.0, 1.0, 5))
+    }));
+}
+
+/// Logits over -40..40, with biases on both sides.
+fn wide_logits<T: Element>() {
+    check::<T>([-10.0, 0.0, 10.0].map(|bias| {
+        let case = Case { log_temp: (40.0f32 / 48.0).ln(), bias, ..Case::new(300, 270, 48) };
+        (case, Host::collinear(&case, 1.0, 0.0, 7))
+    }));
+}
+
+fn biases<T: Element>() {
+    let biases = [-40.0, -20.0, -10.0, -5.0, -1.0, 0.0, 1.0, 5.0, 10.0, 20.0];
+    check::<T>(biases.into_iter().flat_map(|bias| {
+        [Positives::Matching, Positives::None].map(|positives| {
+            let case = Case { bias, positives, ..Case::new(300, 270, 64) };
+            (case, Host::unit(&case, 11))
+        })
+    }));
+}
+
+/// All temperatures from none to one that makes a positive certain.
+fn temperatures<T: Element>() {
+    check::<T>([-60.0, -20.0, -5.0, 3.0, 4.6].map(|log_temp| {
+        let case = Case { log_temp, ..Case::new(200, 270, 64) };
+        (case, Host::unit(&case, 13))
+    }));
+}
+
+/// Rows as a projection leaves them, lengths about 6 and far from equal.
+fn rows_of_any_length<T: Element>() {
+    let case = Case { log_temp: 0.0, ..Case::new(300, 270, 100) };
+    let side = |rows: usize, seed| -> Vec<f32> {
+        let lengths = noise(rows, seed + 100);
+        let rows = noise(rows * case.dim, seed);
+        rows.iter().enumerate().map(|(i, x)| x * (1.1 + lengths[i / case.dim])).collect()
+    };
+    check::<T>([(case, Host::round(&side(case.rows, 17), &side(case.cols, 18)))]);
+}
+
+fn zero_rows<T: Element>() {
+    let case = Case { bias: -2.0, ..Case::new(200, 140, 32) };
+    let mut host = Host::<T>::unit(&case, 19);
+    host.img[..5 * case.dim].fill(T::default());
+    host.txt[40 * case.dim..].fill(T::default());
+    check::<T>([(case, host)]);
+}
+
+/// A NaN or an infinity anywhere in the inputs reaches the loss, by both calls and every route.
+fn no_numbers_reach_the_loss<T: Element>() {
+    let Some(gpu) = gpu() else { return };
+    for route in routes::<T>() {
+        let case = Case { options: Options { route: *route, ..Options::default() }, ..Case::new(300, 270, 40) };
+        let clean = Host::<T>::unit(&case, 23);
+        let mut plan = Plan::new(&gpu, case.problem::<T>(), case.options).unwrap();
+        for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for (side, row) in [(0, 0), (0, 150), (0, 299), (1, 0), (1, 150), (1, 269)] {
+                let mut host = clean.clone();
+                let rows = if side == 0 { &mut host.img } else { &mut host.txt };
+                rows[row * case.dim + 3] = rounded(value);
+                let step = Device::new(&gpu, case, &host).run(&gpu, &mut plan, &host).unwrap();
+                for (call, loss) in [("forward", step.forward), ("step", step.loss)] {
+                    let reached = if value.is_nan() { loss.is_nan() } else { !loss.is_finite() };
+                    assert!(reached, "{route}, {call}: {value} in row {row} of side {side} gave the loss {loss}");
+                }
+            }
+        }
+        // The plan is none the worse for it.
+        let step = Device::new(&gpu, case, &clean).run(&gpu, &mut plan, &clean).unwrap();
+        assert!(step.loss.is_finite() && step.forward.is_finite());
+        assert!(step.d_img.iter().chain(&step.d_txt).all(|x| wide(*x).is_finite()), "{route}");
+    }
+}
+
+/// So does a scalar in device memory, which no check looks at.
+fn scalars_that_are_no_numbers_reach_the_loss<T: Element>() {
+    let Some(gpu) = gpu() else { return };
+    for route in routes::<T>() {
+        let case = Case { options: Options { route: *route, ..Options::default() }, ..Case::new(140, 130, 40) };
+        let host = Host::<T>::unit(&case, 29);
+        let mut plan = Plan::new(&gpu, case.problem::<T>(), case.options).unwrap();
+        for case in [Case { log_temp: f32::NAN, ..case }, Case { bias: f32::NAN, ..case }] {
+            let step = Device::new(&gpu, case, &host).run(&gpu, &mut plan, &host).unwrap();
+            assert!(step.loss.is_nan() && step.forward.is_nan(), "{case:?}: {} and {}", step.loss, step.forward);
+        }
+    }
+}
+
+per_dtype!(
+    huge_logits,
+    wide_logits,
+    biases,
+    temperatures,
+    rows_of_any_length,
+    zero_rows,
+    no_numbers_reach_the_loss,
+    scalars_that_are_no_numbers_reach_the_loss,
+);
