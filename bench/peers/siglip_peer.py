@@ -17,7 +17,7 @@ def package(name):
 def plain(torch, img, txt, log_temp, bias):
     """The loss as one writes it in torch, B x B logits in the dtype of the inputs: -1/B sum of log sigmoid(y z)."""
     logits = img @ txt.T * log_temp.exp() + bias
-    labels = torch.full_like(logits, -1.0, requires_grad=False).fill_diagonal_(1.0)
+    labels = 2 * torch.eye(img.shape[0], device=img.device, dtype=logits.dtype) - 1
     return -torch.nn.functional.logsigmoid(labels * logits).sum() / img.shape[0]
 
 
@@ -43,7 +43,7 @@ class Step:
         if name == "torch eager":
             return lambda *inputs: plain(torch, *inputs)
         if name == "torch.compile":
-            torch._dynamo.reset()  # compiled for this one shape, as a training loop would
+            torch.compiler.reset()  # compiled for this one shape, as a training loop would
             return torch.compile(lambda *inputs: plain(torch, *inputs), dynamic=False)
         import siglip_kernel
 

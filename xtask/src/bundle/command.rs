@@ -15,6 +15,12 @@ pub(crate) struct Args {
     /// The folder; what an earlier bundle left in it is replaced
     #[arg(long, value_name = "DIR", default_value = "bundle")]
     out: PathBuf,
+    /// Leave out the GPU tests
+    #[arg(long)]
+    no_tests: bool,
+    /// Leave out the criterion benches
+    #[arg(long)]
+    no_benches: bool,
 }
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -32,7 +38,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         copy(artifact, &args.out.join("bin/xtask"), &mut manifest)?;
     }
     for package in FAMILIES {
-        bundle_targets(&workspace, package, &args.out, &mut manifest)?;
+        bundle_targets(&workspace, package, &args, &mut manifest)?;
     }
     copy_peers(&workspace.join("bench/peers"), &args.out.join("peers"))?;
     let script = args.out.join("run");
@@ -45,8 +51,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// The `gpu` test of a package and its benches, or a line that says that it has none.
-fn bundle_targets(workspace: &Path, package: &str, out: &Path, manifest: &mut String) -> Result<()> {
-    if has_target(workspace, package, "tests", "gpu") {
+fn bundle_targets(workspace: &Path, package: &str, args: &Args, manifest: &mut String) -> Result<()> {
+    let out = &args.out;
+    if args.no_tests {
+        println!("{package}: tests left out, as asked");
+    } else if has_target(workspace, package, "tests", "gpu") {
         let built = build(workspace, &["test", "--no-run", "--package", package, "--test", "gpu"])?;
         for artifact in built.iter().filter(|artifact| artifact.kind == "test" && artifact.target == "gpu") {
             copy(artifact, &out.join("tests").join(format!("{package}-gpu")), manifest)?;
@@ -54,7 +63,7 @@ fn bundle_targets(workspace: &Path, package: &str, out: &Path, manifest: &mut St
     } else {
         println!("{package}: no tests/gpu.rs, nothing to bundle");
     }
-    if workspace.join(package).join("benches").is_dir() {
+    if !args.no_benches && workspace.join(package).join("benches").is_dir() {
         let built = build(workspace, &["bench", "--no-run", "--package", package, "--benches"])?;
         for artifact in built.iter().filter(|artifact| artifact.kind == "bench") {
             copy(artifact, &out.join("benches").join(format!("{package}-{}", artifact.target)), manifest)?;
@@ -105,7 +114,8 @@ fn prepare(out: &Path) -> Result<()> {
     for part in ["bin", "tests", "benches", "peers"] {
         fs::create_dir_all(out.join(part)).with_context(|| format!("creating {}", out.join(part).display()))?;
     }
-    Ok(())
+    // Says whose folder this is, also when the build fails.
+    fs::write(out.join("MANIFEST.txt"), "unfinished\n").context("writing MANIFEST.txt")
 }
 
 fn copy(artifact: &Artifact, to: &Path, manifest: &mut String) -> Result<()> {
@@ -212,5 +222,8 @@ mod tests {
         let message = prepare(folder.path()).unwrap_err().to_string();
         assert!(message.contains("is not empty and holds no bundle"), "{message}");
         assert!(folder.path().join("precious.txt").is_file());
+        let ours = bundle_of(&[("a-gpu", "exit 0")]);
+        prepare(ours.path()).unwrap();
+        assert!(!ours.path().join("tests/a-gpu").exists(), "an earlier bundle is replaced, an unfinished one too");
     }
 }
