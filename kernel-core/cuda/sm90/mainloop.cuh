@@ -80,18 +80,53 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
     }
   };
 
+  // Where a tile's B comes from: `load` brings one stage of 128 rows (or columns) from n on; OUTPUT_N is how far n moves from tile to tile. All
+  // CTAs of a cluster share B: each loads its part and multicasts it.
+  static_assert(CLUSTER <= 2, "B is shared by two CTAs at most");
+  static constexpr u16 EVERYONE = (1 << CLUSTER) - 1;
+  struct OneMatrix {
+    static constexpr u32 OUTPUT_N = TILE_N;
+    const TensorMap& map;
+    DEV void prefetch() const { tma::prefetch_map(&map); }
+    DEV void load(u32 to, u32 barrier, int n, int k, u32 rank) const {
+      if constexpr (CLUSTER == 1) load_128<B_MN>(to, map, barrier, n, k);
+      else {
+        const u32 part = rank * (B_BYTES / CLUSTER);
+        const int n_part = n + (int)(rank * (TILE_N / CLUSTER));
+        if constexpr (B_MN) tma::load_2d_multicast(to + part, &map, barrier, n_part, k, EVERYONE);
+        else tma::load_2d_multicast(to + part, &map, barrier, k, n_part, EVERYONE);
+      }
+    }
+  };
+  // 64 columns of one matrix beside the same 64 of another: of the 64 accumulators of a half, the first 32 are the first matrix' and the other 32
+  // the second's, for the same elements. Boxes of 64 x 64 for either major.
+  struct TwoMatrices {
+    static constexpr u32 OUTPUT_N = TILE_N / 2;
+    const TensorMap &first, &second;
+    DEV void prefetch() const {
+      tma::prefetch_map(&first);
+      tma::prefetch_map(&second);
+    }
+    DEV void load(u32 to, u32 barrier, int n, int k, u32 rank) const {
+      const int x = B_MN ? n : k, y = B_MN ? k : n;
+      if constexpr (CLUSTER == 1) {
+        tma::load_2d(to, &first, barrier, x, y);
+        tma::load_2d(to + HALF_BYTES, &second, barrier, x, y);
+      } else tma::load_2d_multicast(to + rank * HALF_BYTES, rank ? &second : &first, barrier, x, y, EVERYONE);
+    }
+  };
+
   template <class Epilogue>
   DEV void run(const TensorMap& map_a, const TensorMap& map_b, const GemmShape& shape, Epilogue& epilogue) {
+    run(map_a, OneMatrix{map_b}, shape, epilogue);
+  }
+  template <class SourceB, class Epilogue>
+  DEV void run(const TensorMap& map_a, const SourceB& source_b, const GemmShape& shape, Epilogue& epilogue) {
     const u32 rank = CLUSTER > 1 ? cluster_rank() : 0, warpgroup = threadIdx.x / WARPGROUP;
     if (threadIdx.x == 0) {
       tma::prefetch_map(&map_a);
-      tma::prefetch_map(&map_b);
-      for (u32 i = 0; i < STAGES; ++i) {
-        mbarrier::init(full + 8 * i, 1);
-        mbarrier::init(empty + 8 * i, CLUSTER * (PING_PONG ? 1 : CONSUMERS));  // every consumer that reads the stage, in every CTA
-      }
-      for (u32 i = 0; i < CONSUMERS; ++i) mbarrier::init(turn + 8 * i, 1);
-      mbarrier::fence_init();
+      source_b.prefetch();
+      init_barriers();
     }
     if constexpr (CLUSTER > 1) cluster_sync();
     else __syncthreads();
@@ -99,24 +134,66 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
     grid_dependency_launch();
     epilogue.begin();
 
-    const TileOrder order = {ceil_div(shape.m, TILE_M * CLUSTER), ceil_div(shape.n, TILE_N), shape.band};
+    const TileOrder order = {ceil_div(shape.m, TILE_M * CLUSTER), ceil_div(shape.n, SourceB::OUTPUT_N), shape.band};
     const u32 k_blocks = ceil_div(shape.k, TILE_K);
     if (warpgroup == 0) {
       registers_shrink<40>();
-      if (threadIdx.x == 0) produce(map_a, map_b, shape, order, k_blocks, rank);
+      if (threadIdx.x == 0) produce(map_a, source_b, shape, order, k_blocks, rank);
     } else {
       registers_grow<232>();
-      consume(order, k_blocks * shape.segments, rank, warpgroup - 1, epilogue);
+      consume<SourceB::OUTPUT_N>(order, k_blocks * shape.segments, rank, warpgroup - 1, epilogue);
     }
     if constexpr (CLUSTER > 1) cluster_sync();  // no CTA leaves while another may still signal its barriers
   }
 
+  // 128 rows (or columns) of one stage of K.
+  template <bool MN> static DEV void load_128(u32 to, const TensorMap& map, u32 barrier, int mn, int k) {
+    if constexpr (MN) {
+      tma::load_2d(to, &map, barrier, mn, k);
+      tma::load_2d(to + HALF_BYTES, &map, barrier, mn + 64, k);
+    } else tma::load_2d(to, &map, barrier, k, mn);
+  }
+
+  // Queues 128 x 128 += one stage; both operands as 128 rows (or columns) of the stage.
+  template <bool MN_A, bool MN_B> static DEV void multiply_stage(float (&acc)[128], u32 from_a, u32 from_b, bool accumulate) {
+    const u64 da = descriptor<MN_A>(from_a), da_low = descriptor<MN_A>(from_a + HALF_BYTES), db = descriptor<MN_B>(from_b);
+    wgmma::fence();
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
+      const bool add = accumulate || i != 0;
+      wgmma::m64n128<E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
+      wgmma::m64n128<E, 64, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
+    }
+    wgmma::commit();
+  }
+
+  template <bool MN> static DEV u64 descriptor(u32 shared) {
+    return MN ? wgmma::descriptor_mn_major(shared, HALF_BYTES) : wgmma::descriptor_k_major(shared);
+  }
+  template <bool MN> static constexpr u64 STEP = MN ? 2048 >> 4 : 32 >> 4;  // of a descriptor, along K
+
+  DEV void release(u32 stage, u32 thread) const {
+    if constexpr (CLUSTER > 1) {
+      if (thread < CLUSTER) mbarrier::arrive_remote(empty + 8 * stage, thread);
+    } else if (thread == 0) mbarrier::arrive(empty + 8 * stage);
+  }
+
+  DEV void init_barriers() const {
+    for (u32 i = 0; i < STAGES; ++i) {
+      mbarrier::init(full + 8 * i, 1);
+      mbarrier::init(empty + 8 * i, CLUSTER * (PING_PONG ? 1 : CONSUMERS));  // every consumer that reads the stage, in every CTA
+    }
+    for (u32 i = 0; i < CONSUMERS; ++i) mbarrier::init(turn + 8 * i, 1);
+    mbarrier::fence_init();
+  }
+
  private:
-  DEV void produce(const TensorMap& map_a, const TensorMap& map_b, const GemmShape& shape, const TileOrder& order, u32 k_blocks, u32 rank) {
+  template <class SourceB>
+  DEV void produce(const TensorMap& map_a, const SourceB& source_b, const GemmShape& shape, const TileOrder& order, u32 k_blocks, u32 rank) {
     Cursor at;
     for (u32 t = blockIdx.x / CLUSTER; t < order.count(); t += gridDim.x / CLUSTER) {
       const TileOrder::Tile tile = order.at(t);
-      const int m0 = shape.a_mn + (int)((tile.row * CLUSTER + rank) * TILE_M), n0 = shape.b_mn + (int)(tile.col * TILE_N);
+      const int m0 = shape.a_mn + (int)((tile.row * CLUSTER + rank) * TILE_M), n0 = shape.b_mn + (int)(tile.col * SourceB::OUTPUT_N);
       for (u32 s = 0; s < shape.segments; ++s) {
         const Segment shift = shape.segment[s];
         for (u32 k = 0; k < k_blocks; ++k) {
@@ -124,7 +201,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
           mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
           mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
           load_a(to_a, map_a, barrier, m0 + shift.a_mn, shape.a_k + shift.a_k + (int)(k * TILE_K));
-          load_b(to_b, map_b, barrier, n0 + shift.b_mn, shape.b_k + shift.b_k + (int)(k * TILE_K), rank);
+          source_b.load(to_b, barrier, n0 + shift.b_mn, shape.b_k + shift.b_k + (int)(k * TILE_K), rank);
           at.next();
         }
       }
@@ -142,28 +219,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
     for (u32 i = 0; i < TILE_M / 128; ++i) load_128<A_MN>(to + i * 2 * HALF_BYTES, map, barrier, m + (int)i * 128, k);
   }
 
-  // 128 rows (or columns) of one stage of K.
-  template <bool MN> static DEV void load_128(u32 to, const TensorMap& map, u32 barrier, int mn, int k) {
-    if constexpr (MN) {
-      tma::load_2d(to, &map, barrier, mn, k);
-      tma::load_2d(to + HALF_BYTES, &map, barrier, mn + 64, k);
-    } else tma::load_2d(to, &map, barrier, k, mn);
-  }
-
-  // All CTAs of a cluster share B: each loads its part and multicasts it.
-  DEV void load_b(u32 to, const TensorMap& map, u32 barrier, int n, int k, u32 rank) const {
-    constexpr u16 EVERYONE = (1 << CLUSTER) - 1;
-    if constexpr (CLUSTER == 1) load_128<B_MN>(to, map, barrier, n, k);
-    else {
-      static_assert(CLUSTER <= 2, "B is shared by two CTAs at most");
-      const u32 part = rank * (B_BYTES / CLUSTER);
-      const int n_part = n + (int)(rank * (TILE_N / CLUSTER));
-      if constexpr (B_MN) tma::load_2d_multicast(to + part, &map, barrier, n_part, k, EVERYONE);
-      else tma::load_2d_multicast(to + part, &map, barrier, k, n_part, EVERYONE);
-    }
-  }
-
-  template <class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
+  template <u32 OUTPUT_N, class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
     const u32 thread = threadIdx.x % WARPGROUP, grid = gridDim.x / CLUSTER;
     Cursor at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
@@ -178,7 +234,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
       for (u32 k = 0; k < k_blocks; ++k) {
         mbarrier::wait(full + 8 * at.stage, at.parity);
         if (PING_PONG && k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));
-        multiply_stage(acc, a + at.stage * A_BYTES + (PING_PONG ? 0 : consumer * 2 * HALF_BYTES), b + at.stage * B_BYTES, k != 0);
+        multiply_stage<A_MN, B_MN>(acc, a + at.stage * A_BYTES + (PING_PONG ? 0 : consumer * 2 * HALF_BYTES), b + at.stage * B_BYTES, k != 0);
         wgmma::wait<1>();  // the stage before this one has been read
         if (k != 0) release(previous, thread);
         previous = at.stage;
@@ -189,32 +245,9 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
       wgmma::tie(acc);
       if (PING_PONG) at.skip(k_blocks);  // the other consumer's tile
       const u32 m0 = (tile.row * CLUSTER + rank) * TILE_M + (PING_PONG ? 0 : consumer * 128);
-      epilogue.tile(acc, m0, tile.col * TILE_N, staging + consumer * STAGING_BYTES);
+      epilogue.tile(acc, m0, tile.col * OUTPUT_N, staging + consumer * STAGING_BYTES);
     }
     epilogue.finish();
-  }
-
-  static DEV void multiply_stage(float (&acc)[128], u32 from_a, u32 from_b, bool accumulate) {
-    const u64 da = descriptor<A_MN>(from_a), da_low = descriptor<A_MN>(from_a + HALF_BYTES), db = descriptor<B_MN>(from_b);
-    wgmma::fence();
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
-      const bool add = accumulate || i != 0;
-      wgmma::m64n128<E, 0, A_MN, B_MN>(acc, da + i * STEP<A_MN>, db + i * STEP<B_MN>, add);
-      wgmma::m64n128<E, 64, A_MN, B_MN>(acc, da_low + i * STEP<A_MN>, db + i * STEP<B_MN>, add);
-    }
-    wgmma::commit();
-  }
-
-  template <bool MN> static DEV u64 descriptor(u32 shared) {
-    return MN ? wgmma::descriptor_mn_major(shared, HALF_BYTES) : wgmma::descriptor_k_major(shared);
-  }
-  template <bool MN> static constexpr u64 STEP = MN ? 2048 >> 4 : 32 >> 4;  // of a descriptor, along K
-
-  DEV void release(u32 stage, u32 thread) const {
-    if constexpr (CLUSTER > 1) {
-      if (thread < CLUSTER) mbarrier::arrive_remote(empty + 8 * stage, thread);
-    } else if (thread == 0) mbarrier::arrive(empty + 8 * stage);
   }
 };
 #endif
