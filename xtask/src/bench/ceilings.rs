@@ -73,3 +73,30 @@ fn median(ms: Vec<f64>) -> f64 {
     samples.extend(ms);
     samples.median()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernel_core::compile::compile_in;
+    use kernel_core::{Arch, CubinCache, Error};
+
+    #[test]
+    fn the_reading_kernel_compiles() {
+        for arch in Arch::ALL {
+            match compile_in(&CubinCache::disabled(), &READ, &arch, &[]) {
+                Ok(cubin) => {
+                    let usage = cubin.report();
+                    let usage = usage.entry("read_all").unwrap_or_else(|| panic!("{arch}: {}", cubin.log));
+                    assert!(!usage.spills(), "{arch}: {}", cubin.log);
+                }
+                Err(Error::MissingLibrary { .. }) if std::env::var("KERNELS_REQUIRE_NVRTC").as_deref() != Ok("1") => {
+                    eprintln!(
+                        "skipped: NVRTC is not here, so nothing was compiled (KERNELS_REQUIRE_NVRTC=1 makes this fail)"
+                    );
+                    return;
+                }
+                Err(error) => panic!("{arch}: {error}"),
+            }
+        }
+    }
+}

@@ -201,10 +201,10 @@ mod tests {
 
     #[test]
     fn run_test_runs_every_test_and_fails_when_one_does() {
-        let folder = bundle_of(&[("a-gpu", "echo a \"$*\"; exit 1"), ("b-gpu", "echo b \"$*\"")]);
+        let folder = bundle_of(&[("a-gpu", "echo a \"$*\"; exit 1"), ("b-gpu", "echo b \"$*\" $KERNELS_REQUIRE_GPU")]);
         let (ok, out, _) = run_script(folder.path(), &["test", "name"]);
         assert!(!ok, "{out}");
-        assert!(out.contains("a --test-threads=1 name") && out.contains("b --test-threads=1 name"), "{out}");
+        assert!(out.contains("a --test-threads=1 name") && out.contains("b --test-threads=1 name 1"), "{out}");
         let (ok, _, _) = run_script(bundle_of(&[("a-gpu", "exit 0")]).path(), &["test"]);
         assert!(ok);
     }

@@ -13,7 +13,7 @@ usage() {
 usage: ./run parity [--cases N] [--seed S] [--family F] [--require-gpu]
        ./run bench --gpu h100|h200|a100|auto [--family F] [--peers] [--quick]
        ./run eval siglip --input IN.safetensors --output OUT.safetensors [--device cpu|cuda:0]
-       ./run test [ARGUMENTS OF A RUST TEST BINARY]     the GPU tests of every crate
+       ./run test [ARGUMENTS OF A RUST TEST BINARY]     the GPU tests of every crate; they fail without a GPU
        ./run bench-host [ARGUMENTS OF CRITERION]        the criterion benches, if any were bundled
        ./run doctor | toolchain | compile               see ./run COMMAND --help
 Results are written to ./results, or to $RESULTS_DIR, or to the folder after --results.
@@ -45,7 +45,9 @@ case "${1:-}" in
     ;;
 test)
     shift
-    # one test at a time: they share one card's memory
+    # one test at a time: they share one card's memory; a test that finds no GPU fails here instead of being skipped
+    KERNELS_REQUIRE_GPU=${KERNELS_REQUIRE_GPU:-1}
+    export KERNELS_REQUIRE_GPU
     run_all tests --test-threads=1 "$@"
     ;;
 bench-host)
