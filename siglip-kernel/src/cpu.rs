@@ -1,6 +1,6 @@
 //! The same loss on the CPU, with the same shape of call: on host slices, through [`reference_cpu`].
 //!
-//! [`Problem`] and [`Positives`](crate::Positives) are those of the GPU; [`Plan`], [`Inputs`] and [`Outputs`] have the names, fields and
+//! [`Problem`] and [`Positives`] are those of the GPU; [`Plan`], [`Inputs`] and [`Outputs`] have the names, fields and
 //! argument order of their namesakes, with host matrices for device views and `f32` for device scalars. Arithmetic is f32 on all cores of
 //! the surrounding rayon pool, blocked, never B × B; results have the same bits on every run and with any number of threads.
 //!
