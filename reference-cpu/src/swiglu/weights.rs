@@ -6,7 +6,7 @@ use crate::host::{HostMatrix, HostMatrixMut, positive};
 use crate::tiles::Operand;
 
 /// Which half of packed weights, of the bias and of saved pre-activations is the gate's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Order {
     /// The first half.
     GateFirst,

@@ -1,0 +1,216 @@
+//! `cuda/gate.cu`: the gate and its derivative as passes over pre-activations in memory.
+
+use kernel_core::cudarc::driver::CudaStream;
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
+use reference_cpu::swiglu::Gate;
+
+use super::load;
+use crate::at::At;
+use crate::error::Result;
+use crate::programs;
+
+const THREADS: u32 = 256;
+const BLOCKS_PER_SM: u32 = 8;
+/// Elements of a wide access, and what its address must be a multiple of, in elements.
+const WIDE: usize = 8;
+
+/// `Gate` of the header.
+pub(crate) fn device_gate(gate: Gate) -> u32 {
+    match gate {
+        Gate::Silu => 0,
+        Gate::GeluTanh => 1,
+        Gate::Relu => 2,
+        Gate::Sigmoid => 3,
+    }
+}
+
+/// Whether all matrices can be walked eight elements at a time. Null addresses count as aligned.
+fn wide(cols: usize, matrices: &[(At, usize)]) -> bool {
+    let fits = |(at, bytes): &(At, usize)| at.address.is_multiple_of(16) && (at.row_stride * bytes).is_multiple_of(16);
+    cols.is_multiple_of(WIDE) && matrices.iter().all(fits)
+}
+
+fn config(info: &DeviceInfo, rows: usize, vectors: usize) -> LaunchConfig {
+    let most = u64::from(info.sm_count * BLOCKS_PER_SM);
+    let blocks = (rows as u64 * vectors as u64).div_ceil(u64::from(THREADS)).min(most);
+    LaunchConfig::linear(blocks as u32, THREADS)
+}
+
+/// The same kernel for single and for wide accesses.
+struct Pair {
+    narrow: Kernel,
+    wide: Kernel,
+}
+
+impl Pair {
+    fn new(gpu: &Gpu, dtype: DType, entry: &'static str) -> Result<Self> {
+        let kernel = |vector| load(gpu, &programs::gate(dtype, entry, vector));
+        Ok(Self { narrow: kernel(1)?, wide: kernel(WIDE)? })
+    }
+
+    fn choose(&self, cols: usize, wide: bool) -> (&Kernel, usize) {
+        if wide { (&self.wide, cols / WIDE) } else { (&self.narrow, cols) }
+    }
+}
+
+/// `GateForwardParams` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GateForwardParams {
+    gate: u64,
+    up: u64,
+    stride: u64,
+    gate_bias: u64,
+    up_bias: u64,
+    z: u64,
+    z_stride: u64,
+    gate_saved: u64,
+    up_saved: u64,
+    saved_stride: u64,
+    rows: u64,
+    vectors: u32,
+    activation: u32,
+}
+
+// SAFETY: plain data, laid out as the kernel's struct.
+unsafe impl KernelArg for GateForwardParams {}
+
+/// z = act(g) ⊙ u of f32 pre-activations without bias. Halves are `[gate, up]`; null addresses stand for what is absent.
+pub(crate) struct GateForwardCall {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) gate: Gate,
+    pub(crate) preactivations: [At; 2],
+    pub(crate) bias: [u64; 2],
+    pub(crate) z: At,
+    pub(crate) saved: [At; 2],
+}
+
+pub(crate) struct GateForward {
+    kernels: Pair,
+    element_bytes: usize,
+}
+
+impl GateForward {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType) -> Result<Self> {
+        Ok(Self { kernels: Pair::new(gpu, dtype, "swiglu_gate_forward")?, element_bytes: dtype.size_bytes() })
+    }
+
+    /// # Safety
+    /// The addresses must be live memory of the shapes that the call says.
+    pub(crate) unsafe fn launch(&self, stream: &CudaStream, info: &DeviceInfo, call: &GateForwardCall) -> Result<()> {
+        let ([gate, up], [gate_saved, up_saved]) = (call.preactivations, call.saved);
+        let (float, own) = (size_of::<f32>(), self.element_bytes);
+        let matrices = [(gate, float), (up, float), (call.z, own), (gate_saved, own), (up_saved, own)];
+        let (kernel, vectors) = self.kernels.choose(call.cols, wide(call.cols, &matrices));
+        let params = GateForwardParams {
+            gate: gate.address,
+            up: up.address,
+            stride: gate.row_stride as u64,
+            gate_bias: call.bias[0],
+            up_bias: call.bias[1],
+            z: call.z.address,
+            z_stride: call.z.row_stride as u64,
+            gate_saved: gate_saved.address,
+            up_saved: up_saved.address,
+            saved_stride: gate_saved.row_stride as u64,
+            rows: call.rows as u64,
+            vectors: vectors as u32,
+            activation: device_gate(call.gate),
+        };
+        // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
+        Ok(unsafe { kernel.launch(stream, &config(info, call.rows, vectors), &[&params]) }?)
+    }
+}
+
+/// `GateBackwardParams` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GateBackwardParams {
+    gate: u64,
+    up: u64,
+    stride: u64,
+    gate_bias: u64,
+    up_bias: u64,
+    dz: u64,
+    dz_stride: u64,
+    d_gate: u64,
+    d_up: u64,
+    d_stride: u64,
+    z: u64,
+    z_stride: u64,
+    rows: u64,
+    vectors: u32,
+    activation: u32,
+}
+
+// SAFETY: plain data, laid out as the kernel's struct.
+unsafe impl KernelArg for GateBackwardParams {}
+
+/// Gradients of the pre-activations from dz. Halves are `[gate, up]`; null addresses stand for what is absent.
+pub(crate) struct GateBackwardCall {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) gate: Gate,
+    pub(crate) preactivations: [At; 2],
+    /// Only for pre-activations that lack theirs.
+    pub(crate) bias: [u64; 2],
+    pub(crate) dz: At,
+    /// May be the pre-activations.
+    pub(crate) gradients: [At; 2],
+    /// Receives z; may be `dz`.
+    pub(crate) z: At,
+}
+
+pub(crate) struct GateBackward {
+    kernels: Pair,
+    element_bytes: usize,
+}
+
+impl GateBackward {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType) -> Result<Self> {
+        Ok(Self { kernels: Pair::new(gpu, dtype, "swiglu_gate_backward")?, element_bytes: dtype.size_bytes() })
+    }
+
+    /// # Safety
+    /// The addresses must be live memory of the shapes that the call says.
+    pub(crate) unsafe fn launch(&self, stream: &CudaStream, info: &DeviceInfo, call: &GateBackwardCall) -> Result<()> {
+        let ([gate, up], [d_gate, d_up]) = (call.preactivations, call.gradients);
+        let matrices = [gate, up, d_gate, d_up, call.dz, call.z].map(|at| (at, self.element_bytes));
+        let (kernel, vectors) = self.kernels.choose(call.cols, wide(call.cols, &matrices));
+        let params = GateBackwardParams {
+            gate: gate.address,
+            up: up.address,
+            stride: gate.row_stride as u64,
+            gate_bias: call.bias[0],
+            up_bias: call.bias[1],
+            dz: call.dz.address,
+            dz_stride: call.dz.row_stride as u64,
+            d_gate: d_gate.address,
+            d_up: d_up.address,
+            d_stride: d_gate.row_stride as u64,
+            z: call.z.address,
+            z_stride: call.z.row_stride as u64,
+            rows: call.rows as u64,
+            vectors: vectors as u32,
+            activation: device_gate(call.gate),
+        };
+        // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
+        Ok(unsafe { kernel.launch(stream, &config(info, call.rows, vectors), &[&params]) }?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_accesses_need_aligned_rows() {
+        let at = |address, row_stride| At { address, row_stride };
+        assert!(wide(16, &[(at(256, 24), 2), (at(0, 0), 2)]));
+        assert!(!wide(12, &[(at(256, 24), 2)]));
+        assert!(!wide(16, &[(at(258, 24), 2)]));
+        assert!(!wide(16, &[(at(256, 20), 2)]));
+        assert!(wide(16, &[(at(256, 20), 4)]));
+    }
+}

@@ -1,0 +1,153 @@
+//! The CUDA sources of this crate and every variant of them that can be launched.
+
+use kernel_core::{DType, Program, Variant};
+
+use crate::kernels::decode::TOKENS;
+use crate::problem::{Gate, Layout, Order, Problem};
+
+const HEADERS: &[(&str, &str)] =
+    &[("gate.cuh", include_str!("../cuda/gate.cuh")), ("vector.cuh", include_str!("../cuda/vector.cuh"))];
+
+macro_rules! program {
+    ($name:ident, $file:literal) => {
+        pub(crate) static $name: Program = Program {
+            name: concat!("swiglu/", $file),
+            source: include_str!(concat!("../cuda/", $file, ".cu")),
+            headers: HEADERS,
+        };
+    };
+}
+
+program!(FORWARD_SM90, "forward_sm90");
+program!(DECODE, "decode");
+program!(GATE, "gate");
+program!(COLUMN_SUMS, "column_sums");
+
+/// The device's name of an element type.
+fn element(dtype: DType) -> String {
+    match dtype {
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::Bf16 => "BF16",
+    }
+    .to_owned()
+}
+
+fn flag(on: bool) -> String {
+    u32::from(on).to_string()
+}
+
+/// Which axis of the weights is contiguous.
+fn weights(linear: bool) -> String {
+    if linear { "K" } else { "MN" }.to_owned()
+}
+
+fn activation(gate: Gate) -> String {
+    match gate {
+        Gate::Silu => "SILU",
+        Gate::GeluTanh => "GELU_TANH",
+        Gate::Relu => "RELU",
+        Gate::Sigmoid => "SIGMOID",
+    }
+    .to_owned()
+}
+
+/// `save`: whether the pre-activations are written too.
+pub(crate) fn forward_sm90(problem: &Problem, save: bool, cluster: u32) -> Variant {
+    Variant {
+        program: &FORWARD_SM90,
+        entry: "swiglu_forward_sm90",
+        defines: vec![
+            ("ELEMENT", element(problem.dtype)),
+            ("ACTIVATION", activation(problem.gate)),
+            ("WEIGHTS", weights(problem.layout.is_linear())),
+            ("SAVE", flag(save)),
+            ("WITH_BIAS", flag(problem.bias)),
+            ("CLUSTER_SIZE", cluster.to_string()),
+        ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+/// For at most `tokens` rows.
+pub(crate) fn decode(dtype: DType, linear: bool, (tokens, stages): (usize, usize)) -> Variant {
+    Variant {
+        program: &DECODE,
+        entry: "swiglu_decode",
+        defines: vec![
+            ("ELEMENT", element(dtype)),
+            ("WEIGHTS", weights(linear)),
+            ("TOKENS", tokens.to_string()),
+            ("STAGES", stages.to_string()),
+        ],
+        hot: true,
+        min_arch: Some("sm_80"),
+    }
+}
+
+/// `entry`: `swiglu_gate_forward` or `swiglu_gate_backward`. `vector`: elements of an access.
+pub(crate) fn gate(dtype: DType, entry: &'static str, vector: usize) -> Variant {
+    Variant {
+        program: &GATE,
+        entry,
+        defines: vec![("ELEMENT", element(dtype)), ("VECTOR", vector.to_string())],
+        hot: true,
+        min_arch: Some("sm_80"),
+    }
+}
+
+pub(crate) fn column_sums(dtype: DType, result: DType) -> Variant {
+    Variant {
+        program: &COLUMN_SUMS,
+        entry: "swiglu_column_sums",
+        defines: vec![("ELEMENT", element(dtype)), ("RESULT", element(result))],
+        hot: false,
+        min_arch: Some("sm_80"),
+    }
+}
+
+/// Every kernel that this crate can launch.
+pub fn variants() -> Vec<Variant> {
+    let mut all = Vec::new();
+    for dtype in DType::ALL {
+        for vector in [1, 8] {
+            all.push(gate(dtype, "swiglu_gate_forward", vector));
+            all.push(gate(dtype, "swiglu_gate_backward", vector));
+        }
+        all.push(column_sums(dtype, dtype));
+        if dtype != DType::F32 {
+            all.push(column_sums(dtype, DType::F32));
+        }
+    }
+    for dtype in [DType::F16, DType::Bf16] {
+        for layout in [Layout::Packed(Order::GateFirst), Layout::Linear(Order::GateFirst)] {
+            for gate in Gate::ALL {
+                for (save, bias) in [(false, false), (false, true), (true, false), (true, true)] {
+                    let problem = Problem::new(1, 1, 1, dtype).with_layout(layout).with_gate(gate).with_bias(bias);
+                    all.push(forward_sm90(&problem, save, 2));
+                }
+            }
+            all.extend(TOKENS.map(|kind| decode(dtype, layout.is_linear(), kind)));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn variants_are_distinct_and_name_their_entries() {
+        let all = variants();
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
+        for variant in all {
+            assert!(variant.program.source.contains(variant.entry), "{variant:?}");
+            for (name, _) in &variant.defines {
+                assert!(variant.program.source.contains(name), "{name} in {}", variant.program.name);
+            }
+        }
+    }
+}
