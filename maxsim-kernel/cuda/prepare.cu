@@ -1,0 +1,164 @@
+// What the other kernels need to know of masks and norms, and the division of ragged work.
+//   ELEMENT: F32, F16 or BF16 (norms only)
+#include "items.cuh"
+#include "numerics.cuh"
+
+struct MaskParams {
+  Texts texts;
+  const u8* mask;  // one byte a row: nonzero keeps
+  u32* ends;
+  int* firsts;
+  u32* bits;
+};
+
+// One warp a text: its mask as bits, its first and one past its last kept token.
+KERNEL __launch_bounds__(256) maxsim_mask(const __grid_constant__ MaskParams params) {
+  const u32 lane = threadIdx.x % WARP, stride = gridDim.x * (blockDim.x / WARP);
+  for (u32 text = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; text < params.texts.count; text += stride) {
+    const u8* mask = params.mask + params.texts.start(text);
+    u32* words = params.bits + params.texts.bit_word(text);
+    const u32 size = params.texts.size(text);
+    int first = -1;
+    u32 end = 0, kept = 0;
+    for (u32 from = 0; from < size; from += WARP) {
+      const u32 word = __ballot_sync(~0u, from + lane < size && mask[from + lane]);
+      if (lane == 0) words[from / WARP] = word;
+      if (word) {
+        if (first < 0) first = (int)(from + __ffs(word) - 1);
+        end = from + WARP - __clz(word);
+        kept += __popc(word);
+      }
+    }
+    if (lane == 0) {
+      params.firsts[text] = first;
+      params.ends[text] = end | (kept < end ? HOLES : 0);
+    }
+  }
+}
+
+struct NormParams {
+  const void* rows;
+  u64 row_stride, count;
+  u32 dim;
+  float* scales;
+};
+
+// One warp a token: 1 / sqrt(max(|x|^2, 1e-12)). A NaN stays NaN.
+KERNEL __launch_bounds__(256) maxsim_norms(const __grid_constant__ NormParams params) {
+  typedef ELEMENT E;
+  const u32 lane = threadIdx.x % WARP;
+  const u64 stride = (u64)gridDim.x * (blockDim.x / WARP);
+  for (u64 row = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; row < params.count; row += stride) {
+    const E::Storage* x = static_cast<const E::Storage*>(params.rows) + row * params.row_stride;
+    float square = 0.f;
+    for (u32 i = lane; i < params.dim; i += WARP) {
+      const float value = E::load(x + i);
+      square = fmaf(value, value, square);
+    }
+    square = warp_sum(square);
+    if (lane == 0) params.scales[row] = 1.f / sqrtf(max_nan(square, 1e-12f));
+  }
+}
+
+struct PadParams {
+  const void* from;
+  void* to;
+  u64 from_stride, to_stride, rows;  // strides in elements
+  u32 dim, padded;
+};
+
+// Rows copied to where they are 16-byte aligned, zeros behind them.
+KERNEL __launch_bounds__(256) maxsim_pad(const __grid_constant__ PadParams params) {
+  typedef ELEMENT E;
+  const u32 lane = threadIdx.x % WARP;
+  const u64 stride = (u64)gridDim.x * (blockDim.x / WARP);
+  for (u64 row = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; row < params.rows; row += stride) {
+    const E::Storage* from = static_cast<const E::Storage*>(params.from) + row * params.from_stride;
+    E::Storage* to = static_cast<E::Storage*>(params.to) + row * params.to_stride;
+    for (u32 i = lane; i < params.padded; i += WARP) to[i] = i < params.dim ? from[i] : (E::Storage)0;
+  }
+}
+
+struct ScheduleParams {
+  Items items;
+  Texts docs;
+  u32 entries;     // documents in a cross, else slots
+  u32 blocks;      // of the launch that follows
+  u32 entry_cost;  // tokens that an entry costs beside its own
+  u64* prefix;     // [entries + 1]: scratch
+  u32* starts;     // [chunks][blocks + 1]
+};
+
+// Divides the units among the blocks of the scoring launch by the tokens that the masks leave. One block.
+KERNEL __launch_bounds__(1024, 1) maxsim_schedule(const __grid_constant__ ScheduleParams params) {
+  __shared__ u64 warps[WARP];
+  __shared__ u64 total;
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  if (threadIdx.x == 0) total = 0;
+  __syncthreads();
+  for (u32 from = 0; from < params.entries; from += blockDim.x) {
+    const u32 entry = from + threadIdx.x;
+    u64 cost = 0;
+    if (entry < params.entries) {
+      const u32 doc = params.items.pairing == Pairing::Cross ? entry : params.items.doc_of(entry);
+      cost = (params.docs.end(doc) + 7) / 8 * 8 + params.entry_cost;
+    }
+    u64 sum = cost;
+#pragma unroll
+    for (u32 offset = 1; offset < WARP; offset *= 2) {
+      const u64 below = __shfl_up_sync(~0u, sum, offset);
+      if (lane >= offset) sum += below;
+    }
+    if (lane == WARP - 1) warps[warp] = sum;
+    __syncthreads();
+    u64 before = total;
+    for (u32 w = 0; w < warp; ++w) before += warps[w];
+    if (entry < params.entries) params.prefix[entry] = before + sum - cost;
+    __syncthreads();
+    if (threadIdx.x == blockDim.x - 1) total = before + sum;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) params.prefix[params.entries] = total;
+  __syncthreads();
+  const u32 boundaries = params.blocks + 1;
+  for (u32 i = threadIdx.x; i < params.items.chunks * boundaries; i += blockDim.x) {
+    const u32 chunk = i / boundaries, block = i % boundaries;
+    const u32 first = params.items.chunk_starts[chunk], last = params.items.chunk_starts[chunk + 1];
+    const u64 base = params.prefix[first], cost = params.prefix[last] - base;
+    const u64 target = cost * params.items.row_blocks * block / params.blocks;
+    const u64 row_block = target / cost, rest = target - row_block * cost;
+    u32 low = first, high = last;  // the first entry at or past `rest`
+    while (low < high) {
+      const u32 middle = (low + high) / 2;
+      if (params.prefix[middle] - base < rest) low = middle + 1;
+      else high = middle;
+    }
+    params.starts[i] = ((u32)row_block * (last - first) + low - first) * params.items.parts;
+  }
+}
+
+struct ReduceParams {
+  Items items;
+  Texts queries;
+  const float* partials;
+  const u32* segments;  // cross: the first segment of each query, and the end
+  u32 tiles;            // of a block
+  float* scores;
+  u64 count;
+};
+
+// Scores of queries longer than a tile: their segments' sums, in order.
+KERNEL __launch_bounds__(256) maxsim_reduce(const __grid_constant__ ReduceParams params) {
+  const Items& items = params.items;
+  for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < params.count; i += (u64)gridDim.x * blockDim.x) {
+    float sum = 0.f;
+    if (items.pairing == Pairing::Cross) {
+      const u32 query = (u32)(i / items.docs), doc = (u32)(i % items.docs);
+      for (u32 s = params.segments[query]; s < params.segments[query + 1]; ++s) sum += params.partials[(u64)s * items.docs + doc];
+    } else {
+      const u32 parts = ceil_div(params.queries.size(items.query_of((u32)i)), TILE_ROWS);
+      for (u32 s = 0; s < parts; ++s) sum += params.partials[i * (items.parts * params.tiles) + s];
+    }
+    params.scores[i] = sum;
+  }
+}

@@ -1,0 +1,151 @@
+//! The gradients: which kernels, in which order.
+
+use kernel_core::Gpu;
+
+use crate::error::Result;
+use crate::kernels::{
+    BackwardDocs, BackwardQueries, FinishGradients, FinishParams, GradientParams, ItemsArg, MeetingsArg, TextsArg,
+};
+use crate::problem::{BackwardRoute, Pairing, Problem};
+use crate::programs::OWNED;
+use crate::rows::RowAccess;
+use crate::workspace::splits;
+
+/// Query tokens that can choose in one document and still be listed at once (`CAPACITY` of `cuda/backward_docs.cu`), in steps of 32.
+const CAPACITY: usize = 4096;
+
+/// One call. Of `texts`, `meetings` and `gradients` the queries' is first; gradients are address and row stride, address 0 when not wanted.
+pub(crate) struct Call<'a> {
+    pub(crate) gpu: &'a Gpu,
+    pub(crate) problem: &'a Problem,
+    pub(crate) items: ItemsArg,
+    pub(crate) texts: [TextsArg; 2],
+    pub(crate) meetings: [MeetingsArg; 2],
+    pub(crate) d_scores: u64,
+    pub(crate) argmax: u64,
+    pub(crate) gradients: [(u64, u64); 2],
+    pub(crate) scratch: u64,
+    pub(crate) aligned: bool,
+}
+
+/// Kernels for one way of reading rows.
+struct Kernels {
+    access: RowAccess,
+    queries: BackwardQueries,
+    /// The documents' gradient too, by atomics.
+    both: Option<BackwardQueries>,
+    docs: BackwardDocs,
+    finish: FinishGradients,
+}
+
+pub(crate) struct Backward {
+    route: BackwardRoute,
+    gpu: Gpu,
+    splits: usize,
+    owned: Option<usize>,
+    /// Loaded when first used: a plan for scores alone compiles none.
+    kernels: Vec<Kernels>,
+}
+
+impl Backward {
+    pub(crate) fn new(gpu: &Gpu, route: BackwardRoute, problem: &Problem) -> Self {
+        Self { route, gpu: gpu.clone(), splits: splits(problem), owned: owned(problem), kernels: Vec::new() }
+    }
+
+    pub(crate) fn route(&self) -> BackwardRoute {
+        self.route
+    }
+
+    fn kernels(&mut self, problem: &Problem, access: RowAccess) -> Result<&Kernels> {
+        let at = match self.kernels.iter().position(|kernels| kernels.access == access) {
+            Some(at) => at,
+            None => {
+                let (gpu, dtype) = (&self.gpu, problem.dtype);
+                let unified = self.route == BackwardRoute::Unified;
+                self.kernels.push(Kernels {
+                    access,
+                    queries: BackwardQueries::new(gpu, dtype, access, false)?,
+                    both: unified.then(|| BackwardQueries::new(gpu, dtype, access, true)).transpose()?,
+                    docs: BackwardDocs::new(gpu, dtype, access, self.owned)?,
+                    finish: FinishGradients::new(gpu, dtype, access)?,
+                });
+                self.kernels.len() - 1
+            }
+        };
+        Ok(&self.kernels[at])
+    }
+
+    /// # Safety
+    /// The addresses in `call` must be live memory of the sizes that its problem says.
+    pub(crate) unsafe fn run(&mut self, call: &Call<'_>) -> Result<()> {
+        let Call { problem, gpu, .. } = *call;
+        let access = RowAccess::choose(problem.dtype, problem.dim, call.aligned);
+        let split = self.splits;
+        let (stream, info) = (gpu.stream(), gpu.info());
+        let kernels = self.kernels(problem, access)?;
+        let (queries, longest_query) = (problem.queries.count(), problem.queries.longest());
+        let [wants_queries, wants_docs] = call.gradients.map(|(address, _)| address != 0);
+        let params = |side: usize, splits: usize| GradientParams {
+            items: call.items,
+            queries: call.texts[0],
+            docs: call.texts[1],
+            meetings: call.meetings[side],
+            dim: problem.dim as u32,
+            d_scores: call.d_scores,
+            argmax: call.argmax,
+            gradient: call.gradients[side].0,
+            gradient_stride: call.gradients[side].1,
+            scratch: call.scratch,
+            splits: splits as u32,
+        };
+        let finish = |side: usize, tokens: usize, splits: usize| FinishParams {
+            texts: call.texts[side],
+            tokens: tokens as u64,
+            dim: problem.dim as u32,
+            splits: splits as u32,
+            scratch: call.scratch,
+            gradient: call.gradients[side].0,
+            gradient_stride: call.gradients[side].1,
+        };
+        // SAFETY (of all launches below): the caller's promise; `scratch` is sized for the route and the splits.
+        if let (Some(both), true) = (&kernels.both, wants_docs) {
+            let rows = problem.docs.rows();
+            unsafe {
+                kernels.finish.clear(stream, info, call.scratch, rows as u64 * problem.dim as u64)?;
+                both.launch(stream, queries, longest_query, &params(0, 1))?;
+                kernels.finish.finish(stream, info, &finish(1, rows, 1))?;
+            }
+            return Ok(());
+        }
+        if wants_queries {
+            // In the unified route the scratch may be smaller than the parts of a cut sum.
+            let split = if kernels.both.is_some() { 1 } else { split };
+            // SAFETY: as above.
+            unsafe { kernels.queries.launch(stream, queries, longest_query, &params(0, split)) }?;
+            if split > 1 {
+                // SAFETY: as above.
+                unsafe { kernels.finish.finish(stream, info, &finish(0, problem.queries.rows(), split)) }?;
+            }
+        }
+        if wants_docs {
+            let steps_per_query = longest_query.div_ceil(32);
+            // SAFETY: as above.
+            unsafe {
+                let params = params(1, steps_per_query);
+                kernels.docs.launch(stream, problem.docs.count(), problem.docs.longest(), &params)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Document tokens of a block of `backward_docs`, or `None` where the lists may not fit at once.
+fn owned(problem: &Problem) -> Option<usize> {
+    let longest = problem.queries.longest();
+    match &problem.pairing {
+        Pairing::Cross => (problem.queries.rows() <= CAPACITY).then_some(OWNED[0]),
+        Pairing::Candidates { .. } | Pairing::Pairs => (longest <= CAPACITY).then_some(OWNED[1]),
+        // A document may stand in the list any number of times.
+        Pairing::List(_) => None,
+    }
+}

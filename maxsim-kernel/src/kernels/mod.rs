@@ -1,0 +1,23 @@
+//! One launcher a kernel, named as its `.cu`, and the structs they share.
+
+mod backward_docs;
+mod backward_queries;
+mod finish_gradients;
+mod forward_portable;
+mod params;
+mod prepare;
+
+pub(crate) use backward_docs::BackwardDocs;
+pub(crate) use backward_queries::BackwardQueries;
+pub(crate) use finish_gradients::{FinishGradients, FinishParams};
+pub(crate) use forward_portable::ForwardPortable;
+pub(crate) use params::{ForwardParams, GradientParams, ItemsArg, MeetingsArg, TextsArg, pairing_code};
+pub(crate) use prepare::{MaskParams, NormParams, PadParams, Prepare, ReduceParams, ScheduleParams};
+
+use kernel_core::{Gpu, Kernel, Variant};
+
+use crate::error::Result;
+
+fn load(gpu: &Gpu, variant: &Variant) -> Result<Kernel> {
+    Ok(gpu.kernel(variant.program, variant.entry, &variant.defines)?)
+}

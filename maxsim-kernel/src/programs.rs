@@ -1,0 +1,149 @@
+//! The CUDA sources of this crate and every variant of them that can be launched.
+
+use kernel_core::{DType, Program, Variant};
+
+use crate::rows::RowAccess;
+
+const HEADERS: &[(&str, &str)] = &[
+    ("gradients.cuh", include_str!("../cuda/gradients.cuh")),
+    ("items.cuh", include_str!("../cuda/items.cuh")),
+    ("rows.cuh", include_str!("../cuda/rows.cuh")),
+    ("texts.cuh", include_str!("../cuda/texts.cuh")),
+];
+
+macro_rules! program {
+    ($name:ident, $file:literal) => {
+        pub(crate) static $name: Program = Program {
+            name: concat!("maxsim/", $file),
+            source: include_str!(concat!("../cuda/", $file, ".cu")),
+            headers: HEADERS,
+        };
+    };
+}
+
+program!(PREPARE, "prepare");
+program!(FORWARD_PORTABLE, "forward_portable");
+program!(BACKWARD_QUERIES, "backward_queries");
+program!(BACKWARD_DOCS, "backward_docs");
+program!(FINISH_GRADIENTS, "finish_gradients");
+
+/// Document tokens that a block of `backward_docs` owns when the lists always fit at once: in a cross, where many query tokens meet a
+/// document, and elsewhere.
+pub(crate) const OWNED: [usize; 2] = [64, 256];
+
+/// The device's name of an element type.
+fn element(dtype: DType) -> String {
+    match dtype {
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::Bf16 => "BF16",
+    }
+    .to_owned()
+}
+
+fn flag(on: bool) -> String {
+    u32::from(on).to_string()
+}
+
+fn row_defines(dtype: DType, access: RowAccess) -> Vec<(&'static str, String)> {
+    vec![
+        ("ELEMENT", element(dtype)),
+        ("VECTORIZED", flag(access.vectorized)),
+        ("ROW_LANES", access.lanes.to_string()),
+        ("ROW_SLICES", access.slices.to_string()),
+    ]
+}
+
+/// `entry`: of `prepare.cu`.
+pub(crate) fn prepare(dtype: DType, entry: &'static str) -> Variant {
+    let defines = vec![("ELEMENT", element(dtype))];
+    Variant { program: &PREPARE, entry, defines, hot: false, min_arch: Some("sm_80") }
+}
+
+pub(crate) fn forward_portable(dtype: DType, argmax: bool) -> Variant {
+    Variant {
+        program: &FORWARD_PORTABLE,
+        entry: "maxsim_forward_portable",
+        defines: vec![("ELEMENT", element(dtype)), ("WITH_ARGMAX", flag(argmax))],
+        hot: true,
+        min_arch: Some("sm_80"),
+    }
+}
+
+/// `docs`: also sums the documents' gradient, by atomic additions.
+pub(crate) fn backward_queries(dtype: DType, access: RowAccess, docs: bool) -> Variant {
+    let mut defines = row_defines(dtype, access);
+    defines.push(("WITH_DOCS", flag(docs)));
+    Variant {
+        program: &BACKWARD_QUERIES,
+        entry: "maxsim_backward_queries",
+        defines,
+        hot: access.vectorized && access.slices <= 2,
+        min_arch: Some("sm_80"),
+    }
+}
+
+/// `owned`: document tokens of a block, or `None` where lists may not fit at once.
+pub(crate) fn backward_docs(dtype: DType, access: RowAccess, owned: Option<usize>) -> Variant {
+    let mut defines = row_defines(dtype, access);
+    defines.push(("OWNED", format!("{}u", owned.unwrap_or_else(|| access.batched_tokens(dtype)))));
+    defines.push(("BATCHED", flag(owned.is_none())));
+    Variant {
+        program: &BACKWARD_DOCS,
+        entry: "maxsim_backward_docs",
+        defines,
+        hot: access.vectorized && access.slices <= 2,
+        min_arch: Some("sm_80"),
+    }
+}
+
+/// `entry`: `maxsim_finish` or `maxsim_clear`.
+pub(crate) fn finish_gradients(dtype: DType, access: RowAccess, entry: &'static str) -> Variant {
+    let defines = row_defines(dtype, access);
+    Variant { program: &FINISH_GRADIENTS, entry, defines, hot: false, min_arch: Some("sm_80") }
+}
+
+/// Every kernel that this crate can launch.
+pub fn variants() -> Vec<Variant> {
+    let mut all = Vec::new();
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        for entry in ["maxsim_mask", "maxsim_norms", "maxsim_pad", "maxsim_schedule", "maxsim_reduce"] {
+            all.push(prepare(dtype, entry));
+        }
+        for on in [false, true] {
+            all.push(forward_portable(dtype, on));
+        }
+        for access in RowAccess::all(dtype) {
+            for docs in [false, true] {
+                all.push(backward_queries(dtype, access, docs));
+            }
+            for owned in [None, Some(OWNED[0]), Some(OWNED[1])] {
+                all.push(backward_docs(dtype, access, owned));
+            }
+            for entry in ["maxsim_finish", "maxsim_clear"] {
+                all.push(finish_gradients(dtype, access, entry));
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn variants_are_distinct_and_name_their_entries() {
+        let all = variants();
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
+        for variant in all {
+            assert!(variant.program.source.contains(variant.entry), "{variant:?}");
+            let texts: String = variant.program.all_headers().map(|(_, text)| text).collect();
+            for (name, _) in &variant.defines {
+                let used = variant.program.source.contains(name) || texts.contains(name);
+                assert!(used, "{name} in {}", variant.program.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Random problems, run on the GPU and by reference-cpu.
+
+use maxsim_kernel::kernel_core;
+use maxsim_kernel::{
+    Gpu, Gradients, Inputs, MatrixView, MatrixViewMut, Options, Pairing, Plan, Problem, Route, Spans, VectorView,
+    VectorViewMut, cpu,
+};
+use rand::{RngExt, SeedableRng};
+use rand_xoshiro::Xoshiro256PlusPlus;
+use reference_cpu::{HostMatrix, HostMatrixMut};
+
+pub trait Number: kernel_core::Element + reference_cpu::Element {}
+impl<T: kernel_core::Element + reference_cpu::Element> Number for T {}
+
+fn to<T: Number>(x: f32) -> T {
+    <T as kernel_core::Element>::from_f32(x)
+}
+fn from<T: Number>(x: T) -> f32 {
+    kernel_core::Element::to_f32(x)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Numbers {
+    /// -2 to 2.
+    Integers,
+    /// All tokens alike: everything ties.
+    Ones,
+    Normal,
+}
+
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub queries: Spans,
+    pub docs: Spans,
+    pub pairing: Pairing,
+    pub dim: usize,
+    pub normalize: bool,
+    pub masks: (bool, bool),
+    pub options: Options,
+    pub numbers: Numbers,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            queries: Spans::padded(1, 1),
+            docs: Spans::padded(1, 1),
+            pairing: Pairing::Cross,
+            dim: 8,
+            normalize: false,
+            masks: (false, false),
+            options: Options::default(),
+            numbers: Numbers::Integers,
+        }
+    }
+}
+
+pub fn gpu() -> Option<Gpu> {
+    match Gpu::new(0) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("FUSED_KERNELS_REQUIRE_GPU").is_none(), "a GPU was required: {error}");
+            eprintln!("SKIPPED, nothing was checked: {error}");
+            None
+        }
+    }
+}
+
+/// Host data of a case.
+struct Data<T> {
+    problem: Problem,
+    queries: Vec<T>,
+    docs: Vec<T>,
+    query_mask: Option<Vec<bool>>,
+    doc_mask: Option<Vec<bool>>,
+    d_scores: Vec<f32>,
+}
+
+struct Results<T> {
+    scores: Vec<f32>,
+    argmax: Vec<i32>,
+    d_queries: Vec<T>,
+    d_docs: Vec<T>,
+}
+
+impl<T: Number> Data<T> {
+    fn new(case: &Case) -> Self {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(7 + case.dim as u64);
+        let problem = Problem::new(case.queries.clone(), case.docs.clone(), case.dim, <T as kernel_core::Element>::DTYPE, case.pairing.clone())
+            .with_normalize(case.normalize)
+            .with_masks(case.masks.0, case.masks.1);
+        let mut number = || match case.numbers {
+            Numbers::Integers => rng.random_range(-2i32..=2) as f32,
+            Numbers::Ones => 1.0,
+            Numbers::Normal => rng.random_range(-1.0f32..1.0) + rng.random_range(-1.0f32..1.0),
+        };
+        let mut fill = |rows: usize| (0..rows * case.dim).map(|_| to::<T>(number())).collect::<Vec<T>>();
+        let (mut queries, mut docs) = (fill(problem.queries.rows()), fill(problem.docs.rows()));
+        // What a masked token holds must not matter.
+        let mut mask = |wanted: bool, spans: &Spans, rows: &mut [T]| {
+            wanted.then(|| {
+                let mut mask: Vec<bool> = (0..spans.rows()).map(|_| rng.random_range(0..3) != 0).collect();
+                for text in (0..spans.count()).step_by(5) {
+                    let keep_some = text % 10 != 0;
+                    let span = spans.span(text);
+                    let half = span.start + span.len() / 2;
+                    mask[half..span.end].fill(false);
+                    mask[span.start..half].fill(keep_some);
+                }
+                for (row, _) in mask.iter().enumerate().filter(|(_, keep)| !**keep) {
+                    rows[row * case.dim..][..case.dim].fill(to(if row % 2 == 0 { f32::NAN } else { f32::INFINITY }));
+                }
+                mask
+            })
+        };
+        let query_mask = mask(case.masks.0, &problem.queries, &mut queries);
+        let doc_mask = mask(case.masks.1, &problem.docs, &mut docs);
+        let d_scores = (0..problem.scores()).map(|_| rng.random_range(-2i32..=2) as f32).collect();
+        Self { problem, queries, docs, query_mask, doc_mask, d_scores }
+    }
+
+    fn on_host(&self) -> Results<T> {
+        let Problem { queries, docs, dim, .. } = &self.problem;
+        let plan = cpu::Plan::new(self.problem.clone()).unwrap();
+        let inputs = cpu::Inputs {
+            queries: HostMatrix::new("queries", &self.queries, queries.rows(), *dim).unwrap(),
+            docs: HostMatrix::new("docs", &self.docs, docs.rows(), *dim).unwrap(),
+            query_mask: self.query_mask.as_deref(),
+            doc_mask: self.doc_mask.as_deref(),
+        };
+        let mut results = Results {
+            scores: vec![f32::NAN; self.problem.scores()],
+            argmax: vec![-7; self.problem.argmaxes()],
+            d_queries: vec![to(f32::NAN); self.queries.len()],
+            d_docs: vec![to(f32::NAN); self.docs.len()],
+        };
+        plan.forward(&inputs, &mut results.scores, Some(&mut results.argmax)).unwrap();
+        let mut d_queries = HostMatrixMut::new("d_queries", &mut results.d_queries, queries.rows(), *dim).unwrap();
+        let mut d_docs = HostMatrixMut::new("d_docs", &mut results.d_docs, docs.rows(), *dim).unwrap();
+        plan.backward(&inputs, &self.d_scores, &results.argmax, Some(&mut d_queries), Some(&mut d_docs)).unwrap();
+        results
+    }
+
+    /// `argmax`: used for the gradients instead of the GPU's own.
+    fn on_gpu(&self, gpu: &Gpu, options: Options, argmax: Option<&[i32]>) -> Results<T> {
+        let Problem { queries: query_spans, docs: doc_spans, dim, .. } = &self.problem;
+        let mut plan = Plan::new(gpu, self.problem.clone(), options).unwrap();
+        let (queries, docs) = (gpu.upload(&self.queries).unwrap(), gpu.upload(&self.docs).unwrap());
+        let bytes = |mask: &Option<Vec<bool>>| {
+            mask.as_ref().map(|mask| gpu.upload(&mask.iter().map(|keep| u8::from(*keep)).collect::<Vec<_>>()).unwrap())
+        };
+        let (query_mask, doc_mask) = (bytes(&self.query_mask), bytes(&self.doc_mask));
+        let mask_view = |mask| VectorView::new("mask", mask, [cudarc::driver::DeviceSlice::len(mask)]).unwrap();
+        let inputs = Inputs {
+            queries: MatrixView::new("queries", &queries, [query_spans.rows(), *dim]).unwrap(),
+            docs: MatrixView::new("docs", &docs, [doc_spans.rows(), *dim]).unwrap(),
+            query_mask: query_mask.as_ref().map(mask_view),
+            doc_mask: doc_mask.as_ref().map(mask_view),
+        };
+        let mut scores = gpu.upload(&vec![f32::NAN; self.problem.scores()]).unwrap();
+        let mut alone = gpu.upload(&vec![f32::NAN; self.problem.scores()]).unwrap();
+        let mut choices = gpu.upload(&vec![-7i32; self.problem.argmaxes()]).unwrap();
+        let count = [self.problem.scores()];
+        let view = |scores| VectorViewMut::new("scores", scores, count).unwrap();
+        plan.forward(&inputs, &mut view(&mut alone), None).unwrap();
+        let mut argmax_view = VectorViewMut::new("argmax", &mut choices, [self.problem.argmaxes()]).unwrap();
+        plan.forward(&inputs, &mut view(&mut scores), Some(&mut argmax_view)).unwrap();
+        let bits = |scores: &[f32]| scores.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let scores = gpu.download(&scores).unwrap();
+        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        let alone = gpu.download(&alone).unwrap();
+        assert!(scores.iter().zip(&alone).all(same), "with and without argmax differ: {:?}", (bits(&scores), bits(&alone)));
+        let found = gpu.download(&choices).unwrap();
+        if let Some(argmax) = argmax {
+            choices = gpu.upload(argmax).unwrap();
+        }
+        let d_scores = gpu.upload(&self.d_scores).unwrap();
+        let mut gradients = Vec::new();
+        for _ in 0..2 {
+            let mut d_queries = gpu.upload(&vec![to::<T>(f32::NAN); self.queries.len()]).unwrap();
+            let mut d_docs = gpu.upload(&vec![to::<T>(f32::NAN); self.docs.len()]).unwrap();
+            let mut outputs = Gradients {
+                d_queries: Some(MatrixViewMut::new("d_queries", &mut d_queries, [query_spans.rows(), *dim]).unwrap()),
+                d_docs: Some(MatrixViewMut::new("d_docs", &mut d_docs, [doc_spans.rows(), *dim]).unwrap()),
+            };
+            let d_scores = VectorView::new("d_scores", &d_scores, count).unwrap();
+            let argmax = VectorView::new("argmax", &choices, [self.problem.argmaxes()]).unwrap();
+            plan.backward(&inputs, &d_scores, &argmax, &mut outputs).unwrap();
+            gradients.push((gpu.download(&d_queries).unwrap(), gpu.download(&d_docs).unwrap()));
+        }
+        if plan.backward_route() == maxsim_kernel::BackwardRoute::LowMemory {
+            let bits = |values: &[T]| values.iter().map(|x| from(*x).to_bits()).collect::<Vec<_>>();
+            assert!(bits(&gradients[0].0) == bits(&gradients[1].0), "d_queries: other bits on a second run");
+            assert!(bits(&gradients[0].1) == bits(&gradients[1].1), "d_docs: other bits on a second run");
+        }
+        let (d_queries, d_docs) = gradients.remove(0);
+        Results { scores, argmax: found, d_queries, d_docs }
+    }
+}
+
+fn assert_same<A: PartialEq + std::fmt::Debug>(what: &str, found: &[A], expected: &[A], case: &Case) {
+    assert_eq!(found.len(), expected.len(), "{what} of {case:?}");
+    let wrong: Vec<usize> = (0..found.len()).filter(|&i| found[i] != expected[i]).collect();
+    if let Some(&i) = wrong.first() {
+        panic!("{what}[{i}]: found {:?}, expected {:?}; {} of {} wrong in {case:?}", found[i], expected[i], wrong.len(), found.len());
+    }
+}
+
+pub fn run_exact<T: Number>(gpu: &Gpu, case: &Case) {
+    let data = Data::<T>::new(case);
+    let (found, expected) = (data.on_gpu(gpu, case.options, None), data.on_host());
+    let case = &Case { dim: case.dim, ..case.clone() };
+    let dtype = <T as kernel_core::Element>::DTYPE;
+    assert_same(&format!("{dtype} scores"), &found.scores, &expected.scores, case);
+    assert_same(&format!("{dtype} argmax"), &found.argmax, &expected.argmax, case);
+    let wide = |values: &[T]| values.iter().map(|x| from(*x)).collect::<Vec<_>>();
+    assert_same(&format!("{dtype} d_queries"), &wide(&found.d_queries), &wide(&expected.d_queries), case);
+    assert_same(&format!("{dtype} d_docs"), &wide(&found.d_docs), &wide(&expected.d_docs), case);
+}
+
+/// Relative to the largest.
+fn assert_near(what: &str, found: &[f32], expected: &[f32], bound: f32, case: &Case) {
+    let largest = expected.iter().fold(1e-30f32, |a, b| a.max(b.abs()));
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let error = (found - expected).abs() / largest;
+        assert!(error <= bound, "{what}[{i}]: found {found}, expected {expected}, off by {error:e} in {case:?}");
+    }
+}
+
+pub fn run_near<T: Number>(gpu: &Gpu, case: &Case) {
+    let case = &Case { numbers: Numbers::Normal, ..case.clone() };
+    let data = Data::<T>::new(case);
+    let expected = data.on_host();
+    let found = data.on_gpu(gpu, case.options, Some(&expected.argmax));
+    let unit = match <T as kernel_core::Element>::DTYPE {
+        kernel_core::DType::F32 => 2e-6,
+        kernel_core::DType::F16 => 1e-3,
+        kernel_core::DType::Bf16 => 8e-3,
+    };
+    assert_near("scores", &found.scores, &expected.scores, 2e-6, case);
+    let wide = |values: &[T]| values.iter().map(|x| from(*x)).collect::<Vec<_>>();
+    assert_near("d_queries", &wide(&found.d_queries), &wide(&expected.d_queries), unit, case);
+    assert_near("d_docs", &wide(&found.d_docs), &wide(&expected.d_docs), unit, case);
+    let differ = found.argmax.iter().zip(&expected.argmax).filter(|(a, b)| a != b).count();
+    assert!(differ * 200 <= found.argmax.len() + 200, "{differ} of {} choices differ in {case:?}", found.argmax.len());
+}
+
+/// One bad element in a document and in a query that count, and in masked ones.
+pub fn run_not_finite<T: Number>(gpu: &Gpu, route: Route, value: f32) {
+    for normalize in [false, true] {
+        let case = Case {
+            queries: Spans::padded(6, 20),
+            docs: Spans::padded(9, 170),
+            dim: 64,
+            masks: (true, true),
+            normalize,
+            options: Options { route, ..Options::default() },
+            ..Case::default()
+        };
+        let mut data = Data::<T>::new(&case);
+        let kept = |mask: &Option<Vec<bool>>, from: usize| {
+            mask.as_ref().and_then(|mask| (from..mask.len()).find(|&row| mask[row])).unwrap()
+        };
+        let (query_row, doc_row) = (kept(&data.query_mask, 2 * 20), kept(&data.doc_mask, 3 * 170 + 5));
+        data.queries[query_row * 64 + 3] = to(value);
+        data.docs[doc_row * 64 + 9] = to(value);
+        let expected = data.on_host();
+        let found = data.on_gpu(gpu, case.options, Some(&expected.argmax));
+        for (i, (found, expected)) in found.scores.iter().zip(&expected.scores).enumerate() {
+            let same = found == expected || (found.is_nan() && expected.is_nan());
+            let near = normalize && (found - expected).abs() < 1e-4;
+            assert!(same || near, "score {i}: found {found}, expected {expected} for {value} in {case:?}");
+        }
+        assert!(expected.scores.iter().any(|score| !score.is_finite()));
+        if !normalize {
+            assert_same("argmax", &found.argmax, &expected.argmax, &case);
+        }
+    }
+}

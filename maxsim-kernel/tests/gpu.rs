@@ -1,0 +1,107 @@
+//! The GPU kernels against reference-cpu. Without a GPU every test says that it checked nothing.
+
+mod common;
+
+use common::{Case, Numbers, gpu, run_exact, run_near};
+use maxsim_kernel::kernel_core::half::{bf16, f16};
+use maxsim_kernel::{BackwardRoute, Options, Pairing, Route, Spans};
+
+const ROUTES: [Route; 2] = [Route::Auto, Route::Portable];
+
+/// One case of each layout.
+fn layouts() -> Vec<Case> {
+    let case = |queries, docs, pairing| Case { queries, docs, pairing, dim: 32, ..Case::default() };
+    vec![
+        case(Spans::padded(7, 32), Spans::padded(5, 45), Pairing::Cross),
+        case(Spans::padded(3, 150), Spans::padded(4, 300), Pairing::Cross),
+        case(Spans::padded(1, 20), Spans::padded(70, 33), Pairing::Cross),
+        case(Spans::of_lengths([5, 0, 64, 70, 1, 13, 13, 13]), Spans::of_lengths([0, 17, 300, 1, 64, 129]), Pairing::Cross),
+        case(Spans::padded(200, 1), Spans::of_lengths((0..40).map(|i| i * 37 % 90)), Pairing::Cross),
+        case(Spans::padded(4, 32), Spans::padded(12, 50), Pairing::Candidates { per_query: 3 }),
+        case(Spans::of_lengths([3, 200, 0]), Spans::of_lengths([1, 2, 300, 4, 0, 6]), Pairing::Candidates { per_query: 2 }),
+        case(Spans::padded(9, 70), Spans::padded(9, 80), Pairing::Pairs),
+        case(
+            Spans::of_lengths([3, 40, 65]),
+            Spans::of_lengths([10, 0, 200, 5]),
+            Pairing::List(vec![(2, 3), (0, 0), (0, 2), (2, 2), (1, 1), (2, 3), (0, 2)].into()),
+        ),
+    ]
+}
+
+/// Small integers: every sum is exact, so scores and choices, ties included, must be the reference's bits.
+#[test]
+fn scores_choices_and_gradients_are_exact_on_small_integers() {
+    let Some(gpu) = gpu() else { return };
+    for case in layouts() {
+        for masks in [(false, false), (true, false), (false, true), (true, true)] {
+            for route in ROUTES {
+                for backward in [BackwardRoute::LowMemory, BackwardRoute::Unified] {
+                    let case = Case { masks, options: Options { route, backward }, ..case.clone() };
+                    run_exact::<f32>(&gpu, &case);
+                    run_exact::<f16>(&gpu, &case);
+                    run_exact::<bf16>(&gpu, &case);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_dimension_class_is_exact() {
+    let Some(gpu) = gpu() else { return };
+    for dim in [8, 9, 15, 48, 64, 96, 100, 127, 128, 129, 136, 200, 256, 300, 512, 768, 1000, 1024] {
+        for route in ROUTES {
+            let options = Options { route, ..Options::default() };
+            let (queries, docs) = (Spans::padded(5, 33), Spans::of_lengths([200, 3, 77]));
+            let case = Case { queries, docs, dim, options, masks: (false, true), ..Case::default() };
+            run_exact::<f32>(&gpu, &case);
+            run_exact::<bf16>(&gpu, &case);
+        }
+    }
+}
+
+#[test]
+fn normalised_scores_and_gradients_are_near_the_reference() {
+    let Some(gpu) = gpu() else { return };
+    for case in layouts() {
+        for (route, normalize) in [(Route::Auto, true), (Route::Portable, true), (Route::Auto, false), (Route::Portable, false)] {
+            for backward in [BackwardRoute::LowMemory, BackwardRoute::Unified] {
+                let options = Options { route, backward };
+                let case = Case { normalize, options, masks: (true, true), dim: 72, ..case.clone() };
+                run_near::<f32>(&gpu, &case);
+                run_near::<f16>(&gpu, &case);
+                run_near::<bf16>(&gpu, &case);
+            }
+        }
+    }
+}
+
+/// Many query tokens for few document tokens: long lists, lists that do not fit at once, cut sums.
+#[test]
+fn crowded_documents_and_long_texts_are_exact() {
+    let Some(gpu) = gpu() else { return };
+    let cases = [
+        (Spans::padded(200, 32), Spans::of_lengths([3, 500, 70]), 64),
+        (Spans::padded(2, 5000), Spans::of_lengths([3, 500, 70]), 128),
+        (Spans::padded(3, 40), Spans::padded(300, 20), 40),
+        (Spans::padded(2, 7), Spans::of_lengths([32768, 20000]), 16),
+    ];
+    for (queries, docs, dim) in cases {
+        for numbers in [Numbers::Integers, Numbers::Ones] {
+            let case = Case { queries: queries.clone(), docs: docs.clone(), dim, numbers, ..Case::default() };
+            run_exact::<bf16>(&gpu, &case);
+            run_exact::<f32>(&gpu, &case);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_reaches_the_scores_it_touches_and_no_other() {
+    let Some(gpu) = gpu() else { return };
+    for route in ROUTES {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            common::run_not_finite::<bf16>(&gpu, route, value);
+            common::run_not_finite::<f32>(&gpu, route, value);
+        }
+    }
+}
