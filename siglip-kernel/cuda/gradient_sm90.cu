@@ -1,11 +1,14 @@
-// The two gradient GEMMs on Hopper, accumulated in f32 over blocks: d_img += G * txt (A_LAYOUT K) or d_txt += G^T * img (A_LAYOUT MN).
-//   ELEMENT: BF16 or F16    A_LAYOUT: K or MN    CLUSTER_SIZE: 1 or 2    TILE_SCHEDULE: PING_PONG or COOPERATIVE
+// The two gradient GEMMs on Hopper: d_img = G * txt (A_LAYOUT K) or d_txt = G^T * img (A_LAYOUT MN). Either accumulated in f32 over blocks, or, where
+// one block holds all of K, scaled and rounded to the gradient's type at once.
+//   ELEMENT: BF16 or F16    A_LAYOUT: K or MN    CLUSTER_SIZE: 1 or 2    TILE_SCHEDULE: PING_PONG or COOPERATIVE    DIRECT: 0 or 1
+#include "factor.cuh"
 #include "sm90/mainloop.cuh"
 #include "sm90/store.cuh"
 
 struct GradientParams {
-  u32 first;  // 1: overwrite the accumulators, 0: add to them
-  u32 row;    // where this block's rows begin in the accumulators
+  GradientFactor factor;  // of DIRECT
+  u32 first;              // otherwise: 1 overwrites the accumulators, 0 adds to them
+  u32 row;                // where this block's rows begin in the output
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -15,21 +18,42 @@ struct GradientEpilogue {
   const TensorMap* map;
   const GradientParams& params;
   u32 warp, lane;
+  float factor;
 
-  DEV void begin() {}
+  DEV void begin() {
+    if (DIRECT) factor = params.factor.load();
+  }
   DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging) {
     const WarpStaging stage(staging, warp);
+    const u32 row0 = params.row + m0 + warp * 16;
+    if constexpr (DIRECT) {
 #pragma unroll
-    for (u32 i = 0; i < 8; ++i) {  // 16 rows x 32 columns at a time
-      const int row = (int)(params.row + m0 + (i / 4) * 64 + warp * 16), column = (int)(n0 + (i % 4) * 32);
-      const u32 buffer = stage.buffer(i & 1);
-      stage.acquire<1>(lane);
-      stage.write_f32(buffer, acc + 16 * i, lane);
-      stage.publish();
-      if (lane == 0) {
-        if (params.first) tma::store_2d(map, buffer, column, row);
-        else tma::add_2d(map, buffer, column, row);
-        tma::commit();
+      for (u32 i = 0; i < 4; ++i) {  // 16 rows x 64 columns at a time
+        u32 packed[16];
+#pragma unroll
+        for (u32 j = 0; j < 16; ++j) packed[j] = ELEMENT::pack(acc[32 * i + 2 * j] * factor, acc[32 * i + 2 * j + 1] * factor);
+        const u32 buffer = stage.buffer(i & 1);
+        stage.acquire<1>(lane);
+        stage.write_16bit(buffer, packed, lane);
+        stage.publish();
+        if (lane == 0) {
+          tma::store_2d(map, buffer, (int)(n0 + i % 2 * 64), (int)(row0 + i / 2 * 64));
+          tma::commit();
+        }
+      }
+    } else {
+#pragma unroll
+      for (u32 i = 0; i < 8; ++i) {  // 16 rows x 32 columns at a time
+        const int row = (int)(row0 + i / 4 * 64), column = (int)(n0 + i % 4 * 32);
+        const u32 buffer = stage.buffer(i & 1);
+        stage.acquire<1>(lane);
+        stage.write_f32(buffer, acc + 16 * i, lane);
+        stage.publish();
+        if (lane == 0) {
+          if (params.first) tma::store_2d(map, buffer, column, row);
+          else tma::add_2d(map, buffer, column, row);
+          tma::commit();
+        }
       }
     }
   }
@@ -42,7 +66,7 @@ KERNEL __launch_bounds__(Loop::THREADS, 1) __cluster_dims__(CLUSTER_SIZE, 1, 1)
 siglip_gradient_sm90(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap out,
                      const __grid_constant__ GemmShape shape, const __grid_constant__ GradientParams params) {
   extern __shared__ __align__(1024) u8 shared[];
-  GradientEpilogue epilogue = {&out, params, threadIdx.x / WARP % 4, threadIdx.x % WARP};
+  GradientEpilogue epilogue = {&out, params, threadIdx.x / WARP % 4, threadIdx.x % WARP, 0.f};
   Loop(shared).run(a, b, shape, epilogue);
 }
 #endif

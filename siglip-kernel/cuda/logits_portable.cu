@@ -14,7 +14,7 @@ struct LogitsPortableParams {
   i64 diagonal;   // column - row of a positive pair, relative to this block's origin
   u16* g;         // whole tiles: rows and columns up to the next multiple of 128 are written
   u64 g_stride;   // elements
-  double* sums;   // [gridDim.x * 8][2]
+  double* sums;   // [gridDim.x * 8][3]
 };
 
 KERNEL __launch_bounds__(Loop::THREADS, 2) siglip_logits_portable(const __grid_constant__ LogitsPortableParams params) {
@@ -44,5 +44,5 @@ KERNEL __launch_bounds__(Loop::THREADS, 2) siglip_logits_portable(const __grid_c
           }
     }
   }
-  store_sums(params.sums + (u64)(blockIdx.x * 8 + warp) * 2, sums, params.first, constants.inverse_gain, lane);
+  store_sums(params.sums + (u64)(blockIdx.x * 8 + warp) * 3, sums, params.first, constants.inverse_gain, lane);
 }

@@ -10,7 +10,7 @@ struct LogitsParams {
   float gain_log2;
   u32 first;          // 1: this launch opens the sums, 0: it adds to them
   i64 diagonal;       // column - row of a positive pair, relative to this block's origin
-  double* sums;       // [gridDim.x * 8][2]
+  double* sums;       // [gridDim.x * 8][3]
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -50,7 +50,7 @@ struct LogitsEpilogue {
   DEV void finish() {
     if (WITH_GRADIENT && lane == 0) tma::wait_all();
     const u32 slot = blockIdx.x * 8 + threadIdx.x / WARP - 4;
-    store_sums(params.sums + slot * 2, sums, params.first, constants.inverse_gain, lane);
+    store_sums(params.sums + slot * 3, sums, params.first, constants.inverse_gain, lane);
   }
 };
 

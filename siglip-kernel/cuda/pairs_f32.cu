@@ -9,19 +9,19 @@ struct PairsF32Params {
   u64 x_stride;
   u32 rows, cols, first;
   i64 diagonal;
-  double* sums;  // [gridDim.x * 8][2]
+  double* sums;  // [gridDim.x * 8][3]
 };
 
 KERNEL __launch_bounds__(256) siglip_pairs_f32(const __grid_constant__ PairsF32Params params) {
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   grid_dependency_wait();
   const float scale = expf(params.log_temp.load()), bias = params.bias.load();
-  double loss = 0.0, q_sum = 0.0;
+  double loss = 0.0, q_sum = 0.0, q_x_sum = 0.0;
   for (u32 row = blockIdx.x; row < params.rows; row += gridDim.x) {
     float* x = params.x + (u64)row * params.x_stride;
-    float row_loss = 0.f, row_q = 0.f;
+    float row_loss = 0.f, row_q = 0.f, row_q_x = 0.f;
     for (u32 column = threadIdx.x; column < params.cols; column += blockDim.x) {
-      const float z = fmaf(scale, x[column], bias);
+      const float dot = x[column], z = fmaf(scale, dot, bias);
       const bool positive = (i64)column - (i64)row == params.diagonal;
       const float a = positive ? -z : z, u = expf(-fabsf(a));
       // fmaxf drops a NaN; the sum with log1p(u), which is NaN then, does not.
@@ -30,14 +30,16 @@ KERNEL __launch_bounds__(256) siglip_pairs_f32(const __grid_constant__ PairsF32P
         const float sigmoid = (a >= 0.f ? 1.f : u) / (1.f + u), q = positive ? -sigmoid : sigmoid;
         x[column] = q;
         row_q += q;
+        row_q_x = fmaf(q, dot, row_q_x);
       }
     }
     loss += row_loss;
     q_sum += row_q;
+    q_x_sum += row_q_x;
   }
-  loss = warp_sum(loss), q_sum = warp_sum(q_sum);
+  const double totals[3] = {warp_sum(loss), warp_sum(q_sum), warp_sum(q_x_sum)};
   if (lane != 0) return;
-  double* slot = params.sums + (u64)(blockIdx.x * 8 + warp) * 2;
-  slot[0] = (params.first ? 0.0 : slot[0]) + loss;
-  slot[1] = (params.first ? 0.0 : slot[1]) + q_sum;
+  double* slot = params.sums + (u64)(blockIdx.x * 8 + warp) * 3;
+#pragma unroll
+  for (u32 i = 0; i < 3; ++i) slot[i] = (params.first ? 0.0 : slot[i]) + totals[i];
 }

@@ -14,16 +14,16 @@
 // closes a run of n <= 64 pairs. Its relative error is at most n 2^-24 from the roundings, 2^-22 from ex2 and 1e-6 from log1p: below 1e-5 at any z.
 // lg2(1 + u) per pair would lose 1e-3 at z = -10, where u = 4.5e-5 is barely visible beside 1.
 //
-// Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals. d_bias is the sum of q; d_log_temp is
-// taken later as <d_img, img>, which costs O(B D) instead of an operation per pair.
+// Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals. d_bias is the sum of q and d_log_temp
+// that of q x, both taken here in f32, before q is rounded.
 #pragma once
 #include "base.cuh"
 #include "element.cuh"
 #include "numerics.cuh"
 
-// Sums over pairs, `q` with the gain; and whether this warp's last plain fragment was faint, so that the next one is tried as such.
+// Sums over pairs, those of q with the gain; and whether this warp's last plain fragment was faint, so that the next one is tried as such.
 struct PairSums {
-  float loss = 0.f, q = 0.f;
+  float loss = 0.f, q = 0.f, q_x = 0.f;
   bool faint = true;
 };
 
@@ -51,7 +51,7 @@ constexpr float FAINT_LOG2 = -11.6f, FAINT_SQUARES = 7.6e-6f;
 
 // False, and nothing added, when some pair is too large for this path or not a number.
 template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u32* packed, PairSums& sums, const PairConstants& c) {
-  float q_sum[4] = {0.f, 0.f, 0.f, 0.f}, square[4] = {0.f, 0.f, 0.f, 0.f};
+  float q_sum[4] = {0.f, 0.f, 0.f, 0.f}, q_x_sum[2] = {0.f, 0.f}, square[4] = {0.f, 0.f, 0.f, 0.f};
   const float shift = c.bias_log2 + c.gain_log2;
 #pragma unroll
   for (u32 j = 0; j < N / 4; ++j) {
@@ -61,6 +61,7 @@ template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u3
       const float u = exp2_approx(fmaf(x[4 * j + e], c.scale_log2, shift));
       q[e] = GRADIENT ? fmaf(u * -c.inverse_gain, u, u) : u;
       q_sum[e] += q[e];
+      if constexpr (GRADIENT) q_x_sum[e & 1] = fmaf(q[e], x[4 * j + e], q_x_sum[e & 1]);
       square[e] = fmaf(u, u, square[e]);
     }
     if constexpr (GRADIENT) {
@@ -73,6 +74,7 @@ template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u3
   const float total = (q_sum[0] + q_sum[1]) + (q_sum[2] + q_sum[3]);
   sums.loss += fmaf(total, c.inverse_gain, (GRADIENT ? 0.5f : -0.5f) * squares);  // u - u^2 / 2 = q + u^2 / 2
   sums.q += total;
+  sums.q_x += q_x_sum[0] + q_x_sum[1];
   return true;
 }
 
@@ -88,7 +90,7 @@ template <u32 N> DEV float largest_logit(const float* x, const PairConstants& c)
 // Exact while prod(1 + u) over 64 pairs, u = e^z, cannot overflow: z log2(e) < 1.5.
 template <class E, bool GRADIENT, u32 N>
 DEV void pairs_quiet(const float* x, u32* packed, PairSums& sums, const PairConstants& c) {
-  float product[4] = {0.f, 0.f, 0.f, 0.f}, q_sum[2] = {0.f, 0.f};
+  float product[4] = {0.f, 0.f, 0.f, 0.f}, q_sum[2] = {0.f, 0.f}, q_x_sum[2] = {0.f, 0.f};
 #pragma unroll
   for (u32 j = 0; j < N / 4; ++j) {
     float q[4];
@@ -99,6 +101,7 @@ DEV void pairs_quiet(const float* x, u32* packed, PairSums& sums, const PairCons
       if constexpr (GRADIENT) {
         q[e] = u * c.gain * reciprocal(one_u);
         q_sum[e & 1] += q[e];
+        q_x_sum[e & 1] = fmaf(q[e], x[4 * j + e], q_x_sum[e & 1]);
       }
     }
     if constexpr (GRADIENT) {
@@ -107,6 +110,7 @@ DEV void pairs_quiet(const float* x, u32* packed, PairSums& sums, const PairCons
     }
   }
   sums.q += q_sum[0] + q_sum[1];
+  sums.q_x += q_x_sum[0] + q_x_sum[1];
   const float p = fmaf(product[0], product[1], product[0] + product[1]), r = fmaf(product[2], product[3], product[2] + product[3]);
   sums.loss += log1p_nonnegative(fmaf(p, r, p + r));
 }
@@ -114,7 +118,7 @@ DEV void pairs_quiet(const float* x, u32* packed, PairSums& sums, const PairCons
 // SPECIAL: there may be positives, and pairs that do not exist, which leave q = 0.
 template <class E, bool GRADIENT, bool SPECIAL, u32 N>
 DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
-  float product[4] = {0.f, 0.f, 0.f, 0.f}, large[2] = {0.f, 0.f}, q_sum[2] = {0.f, 0.f};
+  float product[4] = {0.f, 0.f, 0.f, 0.f}, large[2] = {0.f, 0.f}, q_sum[2] = {0.f, 0.f}, q_x_sum[2] = {0.f, 0.f};
   const int row = place.lane / 4, column = place.lane % 4 * 2;
 #pragma unroll
   for (u32 j = 0; j < N / 4; ++j) {
@@ -133,6 +137,7 @@ DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairCo
         const float sigmoid = (a >= 0.f ? c.gain : u * c.gain) * reciprocal(one_u);
         q[e] = exists ? (positive ? -sigmoid : sigmoid) : 0.f;
         q_sum[e & 1] += q[e];
+        if (exists) q_x_sum[e & 1] = fmaf(q[e], x[4 * j + e], q_x_sum[e & 1]);
       }
     }
     if constexpr (GRADIENT) {
@@ -141,6 +146,7 @@ DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairCo
     }
   }
   sums.q += q_sum[0] + q_sum[1];
+  sums.q_x += q_x_sum[0] + q_x_sum[1];
   const float p = fmaf(product[0], product[1], product[0] + product[1]), r = fmaf(product[2], product[3], product[2] + product[3]);
   sums.loss += fmaf(large[0] + large[1], LN2, log1p_nonnegative(fmaf(p, r, p + r)));
 }
@@ -165,10 +171,10 @@ DEV void pairs(const float* x, u32* packed, PairSums& sums, const PairConstants&
   }
 }
 
-// A warp's totals, in f64, into its own slot {loss, q}: launches of one stream add up in order, so the totals are the same bits on every run.
+// A warp's totals {loss, q, q x}, in f64, into its own slot: launches of one stream add up in order, so the totals are the same bits on every run.
 DEV void store_sums(double* slot, const PairSums& sums, bool first, float inverse_gain, u32 lane) {
-  const double loss = warp_sum((double)sums.loss), q = warp_sum((double)sums.q);
+  const double totals[3] = {warp_sum((double)sums.loss), warp_sum((double)sums.q) * inverse_gain, warp_sum((double)sums.q_x) * inverse_gain};
   if (lane != 0) return;
-  slot[0] = (first ? 0.0 : slot[0]) + loss;
-  slot[1] = (first ? 0.0 : slot[1]) + q * inverse_gain;
+#pragma unroll
+  for (u32 i = 0; i < 3; ++i) slot[i] = (first ? 0.0 : slot[i]) + totals[i];
 }

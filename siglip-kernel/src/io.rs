@@ -8,14 +8,14 @@ use crate::problem::Problem;
 /// Bytes of the widest load.
 const VECTOR_BYTES: usize = 16;
 
-/// What a route asks of the addresses of the inputs.
+/// What a route asks of the addresses of inputs and outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Alignment {
-    /// Nothing: they are copied to a padded place first.
+    /// Nothing: inputs are copied to a padded place first.
     Element,
     /// Every row begins at a multiple of 16 bytes.
     Rows,
-    /// The first row begins at a multiple of 16 bytes; outputs too.
+    /// The first row begins at a multiple of 16 bytes.
     Start,
 }
 
@@ -110,9 +110,12 @@ impl<T: Element> Outputs<'_, T> {
         self.d_txt.require_shape([problem.cols, problem.dim])?;
         self.d_img.check_context(gpu)?;
         self.d_txt.check_context(gpu)?;
-        if alignment == Alignment::Start {
-            require_start(self.d_img.what(), self.d_img.address())?;
-            require_start(self.d_txt.what(), self.d_txt.address())?;
+        for view in [&self.d_img, &self.d_txt] {
+            match alignment {
+                Alignment::Element => {}
+                Alignment::Rows => view.require_alignment(VECTOR_BYTES)?,
+                Alignment::Start => require_start(view.what(), view.address())?,
+            }
         }
         for scalar in [&self.loss, &self.d_log_temp, &self.d_bias] {
             scalar.require_shape([1])?;

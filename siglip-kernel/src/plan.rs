@@ -7,10 +7,9 @@ use crate::blocks::Blocks;
 use crate::engines::{At, Call, F32Engine, PortableEngine, Sm90Engine};
 use crate::error::Result;
 use crate::io::{Inputs, Outputs};
-use crate::kernels::finalize::PadParams;
-use crate::kernels::{Finalize, ReduceParams, ScaleParams};
+use crate::kernels::{Finalize, GradientFactor, PadParams, ReduceParams, ScaleParams};
 use crate::problem::{Options, Problem, Route};
-use crate::workspace::{Engine, Regions, gain_log2, padded_dim, pads};
+use crate::workspace::{Engine, Gradient, Regions, gain_log2, padded_dim, pads};
 
 /// Everything decided ahead for one problem on one device: kernels, block size, workspace.
 ///
@@ -147,7 +146,7 @@ impl Plan {
             &gpu,
             At { address: img, row_stride: stride(&inputs.img) },
             At { address: txt, row_stride: stride(&inputs.txt) },
-            [log_temp, bias],
+            [log_temp, bias, ScalarArg { device: 0, host: 1.0 }],
             None,
         )?;
         let mut slots = 0;
@@ -155,8 +154,7 @@ impl Plan {
             // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
             slots = slots.max(unsafe { self.engine.logits(&call, &block) }?);
         }
-        let scalars = [ScalarArg { device: 0, host: 1.0 }, log_temp];
-        self.reduce(&call, slots, scalars, [loss, 0, 0])
+        self.reduce(&call, slots, [loss, 0, 0])
     }
 
     /// The loss and all gradients, those multiplied by `upstream` (the gradient that arrives at the loss). 6·N·M·D flop.
@@ -193,12 +191,13 @@ impl Plan {
         let d_txt = At { address: d_txt, row_stride: d_txt_stride };
         let img = At { address: img, row_stride: stride(&inputs.img) };
         let txt = At { address: txt, row_stride: stride(&inputs.txt) };
-        let mut call = self.call(&gpu, img, txt, [log_temp, bias], Some((d_img, d_txt)))?;
-        let scalars = [upstream, log_temp];
+        let mut call = self.call(&gpu, img, txt, [log_temp, bias, upstream], Some((d_img, d_txt)))?;
+        let (to_img, to_txt) = self.kind.gradients(&self.problem, self.blocks);
         let mut slots = 0;
         for block in self.blocks.iter(&self.problem) {
-            if self.kind == Engine::F32 {
-                call.d_img.address = d_img.row(block.row, size_of::<f32>());
+            let rows_out = At { address: d_img.row(block.row, T::DTYPE.size_bytes()), ..d_img };
+            if to_img == Gradient::InPlace {
+                call.d_img = rows_out;
             }
             // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
             unsafe {
@@ -206,14 +205,14 @@ impl Plan {
                 self.engine.d_img(&call, &block)?;
                 self.engine.d_txt(&call, &block)?;
             }
-            if block.col + block.cols == self.problem.cols {
-                let to = At { address: d_img.row(block.row, T::DTYPE.size_bytes()), ..d_img };
-                let rows_of_img = At { address: img.row(block.row, T::DTYPE.size_bytes()), ..img };
-                self.scale(&call, call.d_img, to, block.rows, scalars, Some((rows_of_img, block.row == 0)))?;
+            if to_img != Gradient::Direct && block.col + block.cols == self.problem.cols {
+                self.scale(&call, call.d_img, rows_out, block.rows)?;
             }
         }
-        self.scale(&call, call.d_txt, d_txt, self.problem.cols, scalars, None)?;
-        self.reduce(&call, slots, scalars, [loss, d_log_temp, d_bias])
+        if to_txt != Gradient::Direct {
+            self.scale(&call, call.d_txt, d_txt, self.problem.cols)?;
+        }
+        self.reduce(&call, slots, [loss, d_log_temp, d_bias])
     }
 
     /// Resolves addresses and queues the padded copies, when there are any. `gradients`: where they go, in a call that has them.
@@ -222,16 +221,20 @@ impl Plan {
         gpu: &'a Gpu,
         img: At,
         txt: At,
-        [log_temp, bias]: [ScalarArg; 2],
+        [log_temp, bias, upstream]: [ScalarArg; 3],
         gradients: Option<(At, At)>,
     ) -> Result<Call<'a>> {
         let at = |region, row_stride| At { address: self.workspace.ptr(region), row_stride };
         let dim = padded_dim(&self.problem);
-        let (d_img, d_txt) = match gradients {
-            None => (At::default(), At::default()),
-            Some(outputs) if self.kind == Engine::F32 => outputs,
-            Some(_) => (at(self.regions.d_img, dim), at(self.regions.d_txt, dim)),
+        let place = |gradient, region, output| match gradient {
+            Gradient::Accumulated => at(region, dim),
+            Gradient::InPlace | Gradient::Direct => output,
         };
+        let (to_img, to_txt) = self.kind.gradients(&self.problem, self.blocks);
+        let (d_img, d_txt) = gradients.map_or_else(Default::default, |(img, txt)| {
+            (place(to_img, self.regions.d_img, img), place(to_txt, self.regions.d_txt, txt))
+        });
+        let gain = f64::from(gain_log2(self.problem.dtype)).exp2();
         let mut call = Call {
             stream: gpu.stream(),
             info: gpu.info(),
@@ -245,6 +248,7 @@ impl Plan {
             g: at(self.regions.g, self.blocks.cols),
             d_img,
             d_txt,
+            factor: GradientFactor { log_temp, upstream, inverse: 1.0 / (self.problem.batch as f64 * gain) },
             sums: self.workspace.ptr(self.regions.sums),
             cublas: self.workspace.ptr(self.regions.cublas),
         };
@@ -270,59 +274,36 @@ impl Plan {
         Ok(to)
     }
 
-    /// Queues to = exp(log_temp)·upstream·from / (batch · gain), and the products with image rows for d_log_temp.
-    fn scale(
-        &self,
-        call: &Call<'_>,
-        from: At,
-        to: At,
-        rows: usize,
-        [upstream, log_temp]: [ScalarArg; 2],
-        img: Option<(At, bool)>,
-    ) -> Result<()> {
-        let (img, first) = img.unwrap_or_default();
-        let gain = f64::from(gain_log2(self.problem.dtype)).exp2();
+    /// Queues `rows` rows of gradients from their accumulators.
+    fn scale(&self, call: &Call<'_>, from: At, to: At, rows: usize) -> Result<()> {
         let params = ScaleParams {
             from: from.address,
+            to: to.address,
             from_stride: from.row_stride as u64,
             to_stride: to.row_stride as u64,
-            to: to.address,
-            img: img.address,
-            img_stride: img.row_stride as u64,
-            products: self.workspace.ptr(self.regions.products),
             rows: rows as u64,
             cols: self.problem.dim as u32,
-            first: u32::from(first),
-            factor: 1.0 / (self.problem.batch as f64 * gain),
-            log_temp,
-            upstream,
+            factor: call.factor,
         };
-        // SAFETY: accumulators, outputs and image rows hold `rows` rows; `products` has a slot for every warp.
+        // SAFETY: accumulators and outputs hold `rows` rows.
         unsafe { self.finalize.scale(call.stream, call.info, params) }
     }
 
-    fn reduce(
-        &self,
-        call: &Call<'_>,
-        slots: usize,
-        [upstream, log_temp]: [ScalarArg; 2],
-        [loss, d_log_temp, d_bias]: [u64; 3],
-    ) -> Result<()> {
+    /// Queues the scalars, from the first `slots` slots of sums.
+    fn reduce(&self, call: &Call<'_>, slots: usize, [loss, d_log_temp, d_bias]: [u64; 3]) -> Result<()> {
         let params = ReduceParams {
             sums: call.sums,
-            products: if call.gradient { self.workspace.ptr(self.regions.products) } else { 0 },
             slots: slots as u32,
-            product_slots: Finalize::product_slots(call.info) as u32,
+            gradient: u32::from(call.gradient),
             inverse_batch: 1.0 / self.problem.batch as f64,
-            inverse_gain: (-f64::from(gain_log2(self.problem.dtype))).exp2(),
-            log_temp,
-            upstream,
+            log_temp: call.factor.log_temp,
+            upstream: call.factor.upstream,
             loss,
             d_log_temp,
             d_bias,
         };
-        // SAFETY: the logit launches wrote `slots` slots, the scale launches every product slot; the outputs are checked views.
-        unsafe { self.finalize.reduce(call.stream, params) }
+        // SAFETY: the logit launches wrote `slots` slots; the outputs are checked views.
+        unsafe { self.finalize.reduce(call.stream, call.info, params) }
     }
 }
 

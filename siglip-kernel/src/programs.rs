@@ -2,7 +2,8 @@
 
 use kernel_core::{DType, Program, Variant};
 
-const HEADERS: &[(&str, &str)] = &[("sigmoid.cuh", include_str!("../cuda/sigmoid.cuh"))];
+const HEADERS: &[(&str, &str)] =
+    &[("factor.cuh", include_str!("../cuda/factor.cuh")), ("sigmoid.cuh", include_str!("../cuda/sigmoid.cuh"))];
 
 macro_rules! program {
     ($name:ident, $file:literal) => {
@@ -48,8 +49,8 @@ pub(crate) fn logits_sm90(dtype: DType, gradient: bool, cluster: u32) -> Variant
     }
 }
 
-/// `transposed`: d_txt, which reads G with its rows along K; otherwise d_img.
-pub(crate) fn gradient_sm90(dtype: DType, transposed: bool, cluster: u32) -> Variant {
+/// `transposed`: d_txt, which reads G with its rows along K; otherwise d_img. `direct`: finished gradients instead of accumulators.
+pub(crate) fn gradient_sm90(dtype: DType, transposed: bool, direct: bool, cluster: u32) -> Variant {
     Variant {
         program: &GRADIENT_SM90,
         entry: "siglip_gradient_sm90",
@@ -58,6 +59,7 @@ pub(crate) fn gradient_sm90(dtype: DType, transposed: bool, cluster: u32) -> Var
             ("A_LAYOUT", if transposed { "MN" } else { "K" }.to_owned()),
             ("CLUSTER_SIZE", cluster.to_string()),
             ("TILE_SCHEDULE", "PING_PONG".to_owned()),
+            ("DIRECT", flag(direct)),
         ],
         hot: true,
         min_arch: Some("sm_90a"),
@@ -102,7 +104,9 @@ pub fn variants() -> Vec<Variant> {
         for cluster in CLUSTERS {
             for on in [false, true] {
                 all.push(logits_sm90(dtype, on, cluster));
-                all.push(gradient_sm90(dtype, on, cluster));
+                for direct in [false, true] {
+                    all.push(gradient_sm90(dtype, on, direct, cluster));
+                }
             }
         }
         for gradient in [false, true] {

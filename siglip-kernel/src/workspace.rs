@@ -4,7 +4,7 @@ use kernel_core::{DType, DeviceInfo, Layout, Region};
 
 use crate::blocks::Blocks;
 use crate::io::Alignment;
-use crate::kernels::{Finalize, LogitsPortable, LogitsSm90, PairsF32, SUMS_PER_WARP};
+use crate::kernels::{LogitsPortable, LogitsSm90, PairsF32, SUMS_PER_WARP};
 use crate::problem::Problem;
 
 /// What cuBLASLt may use for one product.
@@ -38,7 +38,17 @@ impl Engine {
         }
     }
 
-    /// What the inputs must satisfy.
+    /// How the gradients of images and of texts come about.
+    pub(crate) fn gradients(self, problem: &Problem, blocks: Blocks) -> (Gradient, Gradient) {
+        let whole = |one_block: bool| match self {
+            Engine::F32 => Gradient::InPlace,
+            Engine::Sm90 if one_block && !pads(problem) => Gradient::Direct,
+            Engine::Sm90 | Engine::Portable => Gradient::Accumulated,
+        };
+        (whole(blocks.cols >= problem.cols), whole(blocks.rows >= problem.rows))
+    }
+
+    /// What inputs and outputs must satisfy.
     pub(crate) fn alignment(self, problem: &Problem) -> Alignment {
         match self {
             Engine::F32 => Alignment::Start,
@@ -46,6 +56,17 @@ impl Engine {
             Engine::Sm90 | Engine::Portable => Alignment::Rows,
         }
     }
+}
+
+/// How a gradient comes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gradient {
+    /// f32 accumulators in the workspace, scaled and rounded into the output at the end.
+    Accumulated,
+    /// The output is f32 and holds its own accumulators, scaled at the end.
+    InPlace,
+    /// One block holds the whole sum: the product writes the output.
+    Direct,
 }
 
 /// Features of a row as the tensor cores' loads address it: 16 bytes at a time.
@@ -71,12 +92,10 @@ pub(crate) fn gain_log2(dtype: DType) -> f32 {
 pub(crate) struct Regions {
     /// One block of G (for f32: of dot products), whole tiles.
     pub(crate) g: Region,
-    /// f32 accumulators of one row chunk `[chunk, dim padded]` and of all text rows `[cols, dim padded]`; f32 accumulates in the outputs.
+    /// f32 accumulators of one row chunk `[chunk, dim padded]` and of all text rows `[cols, dim padded]`, where they are needed.
     pub(crate) d_img: Region,
     pub(crate) d_txt: Region,
-    /// f64 sums, and products of the image gradient with the images.
     pub(crate) sums: Region,
-    pub(crate) products: Region,
     /// Padded copies of the inputs.
     pub(crate) img: Region,
     pub(crate) txt: Region,
@@ -89,14 +108,15 @@ impl Regions {
         let mut layout = Layout::new();
         let dim = padded_dim(problem);
         let when = |needed: bool, bytes: usize| if needed { bytes } else { 0 };
-        let accumulator = |rows: usize| when(engine != Engine::F32, rows.saturating_mul(dim * size_of::<f32>()));
+        let accumulator =
+            |to, rows: usize| when(to == Gradient::Accumulated, rows.saturating_mul(dim * size_of::<f32>()));
+        let (d_img, d_txt) = engine.gradients(problem, blocks);
         let padded = |rows: usize| when(pads(problem), rows.saturating_mul(dim * problem.dtype.size_bytes()));
         let regions = Self {
             g: layout.take(blocks.area().saturating_mul(problem.dtype.size_bytes())),
-            d_img: layout.take(accumulator(blocks.rows)),
-            d_txt: layout.take(accumulator(problem.cols)),
+            d_img: layout.take(accumulator(d_img, blocks.rows)),
+            d_txt: layout.take(accumulator(d_txt, problem.cols)),
             sums: layout.take_elements::<f64>(engine.slots(info) * SUMS_PER_WARP),
-            products: layout.take_elements::<f64>(Finalize::product_slots(info)),
             img: layout.take(padded(problem.rows)),
             txt: layout.take(padded(problem.cols)),
             cublas: layout.take(when(engine != Engine::Sm90, CUBLAS_BYTES)),

@@ -14,6 +14,7 @@ use kernel_core::{DeviceInfo, ScalarArg};
 
 use crate::blocks::Block;
 use crate::error::Result;
+use crate::kernels::GradientFactor;
 
 /// A matrix in device memory, rows `row_stride` elements apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,10 +43,12 @@ pub(crate) struct Call<'a> {
     pub(crate) txt: At,
     /// One block, whole tiles.
     pub(crate) g: At,
-    /// f32 accumulators of the block's rows.
+    /// Where the product of the block's rows goes: f32 accumulators, or the output.
     pub(crate) d_img: At,
-    /// f32 accumulators of all text rows.
+    /// Where the product of all text rows goes.
     pub(crate) d_txt: At,
+    /// From accumulators to gradients.
+    pub(crate) factor: GradientFactor,
     pub(crate) sums: u64,
     pub(crate) cublas: u64,
 }

@@ -8,7 +8,7 @@ use crate::blocks::{Block, Blocks};
 use crate::error::Result;
 use crate::kernels::{GradientParams, GradientSm90, LogitsParams, LogitsSm90};
 use crate::problem::Problem;
-use crate::workspace::gain_log2;
+use crate::workspace::{Engine as Kind, Gradient, gain_log2};
 
 /// Blocks of a cluster share the text tile of the loss-only kernel (2 is 10% faster there, 2 to 5% slower with gradients), and the right-hand
 /// operand of the gradient products. Measured on an H200.
@@ -25,6 +25,7 @@ pub(crate) struct Sm90Engine {
     loss_and_gradient: LogitsSm90,
     d_img: GradientSm90,
     d_txt: GradientSm90,
+    gradients: (Gradient, Gradient),
     problem: Problem,
     blocks: Blocks,
     /// Of the last call; callers mostly come back with the same memory.
@@ -51,11 +52,13 @@ struct Maps {
 impl Sm90Engine {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, blocks: Blocks) -> Result<Self> {
         let dtype = problem.dtype;
+        let gradients = Kind::Sm90.gradients(problem, blocks);
         Ok(Self {
             loss: LogitsSm90::new(gpu, dtype, false, LOSS_CLUSTER)?,
             loss_and_gradient: LogitsSm90::new(gpu, dtype, true, LOGITS_CLUSTER)?,
-            d_img: GradientSm90::new(gpu, dtype, false, GRADIENT_CLUSTER)?,
-            d_txt: GradientSm90::new(gpu, dtype, true, GRADIENT_CLUSTER)?,
+            d_img: GradientSm90::new(gpu, dtype, false, gradients.0 == Gradient::Direct, GRADIENT_CLUSTER)?,
+            d_txt: GradientSm90::new(gpu, dtype, true, gradients.1 == Gradient::Direct, GRADIENT_CLUSTER)?,
+            gradients,
             problem: *problem,
             blocks,
             maps: None,
@@ -87,8 +90,14 @@ impl Sm90Engine {
         // Without gradients G and the accumulators do not exist; their maps are never followed, so any valid matrix will do.
         let or_img = |exists: MatrixAt| if call.gradient { exists } else { img };
         let g = or_img(matrix(call.g, dtype, self.blocks.rows, self.blocks.cols));
-        let d_img = or_img(matrix(call.d_img, MapType::F32, self.blocks.rows, dim));
-        let d_txt = or_img(matrix(call.d_txt, MapType::F32, cols, dim));
+        let d_img = or_img(match self.gradients.0 {
+            Gradient::Direct => matrix(call.d_img, dtype, rows, dim),
+            Gradient::Accumulated | Gradient::InPlace => matrix(call.d_img, MapType::F32, self.blocks.rows, dim),
+        });
+        let d_txt = or_img(match self.gradients.1 {
+            Gradient::Direct => matrix(call.d_txt, dtype, cols, dim),
+            Gradient::Accumulated | Gradient::InPlace => matrix(call.d_txt, MapType::F32, cols, dim),
+        });
         Ok(Maps {
             img_rows: img.k_major(1)?,
             txt_rows: txt.k_major(LOGITS_CLUSTER as usize)?,
@@ -127,7 +136,8 @@ impl Engine for Sm90Engine {
 
     unsafe fn d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {
         let shape = GemmShape::new(block.rows, self.problem.dim, block.cols, GRADIENT_BAND).with_b_origin(0, block.col);
-        let params = GradientParams { first: u32::from(block.col == 0), row: 0 };
+        let row = if self.gradients.0 == Gradient::Direct { block.row as u32 } else { 0 };
+        let params = GradientParams { factor: call.factor, first: u32::from(block.col == 0), row };
         let maps = self.maps(call)?;
         // SAFETY: the maps are of the call's live memory.
         unsafe {
@@ -137,7 +147,7 @@ impl Engine for Sm90Engine {
 
     unsafe fn d_txt(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {
         let shape = GemmShape::new(block.cols, self.problem.dim, block.rows, GRADIENT_BAND).with_b_origin(0, block.row);
-        let params = GradientParams { first: u32::from(block.row == 0), row: block.col as u32 };
+        let params = GradientParams { factor: call.factor, first: u32::from(block.row == 0), row: block.col as u32 };
         let maps = self.maps(call)?;
         // SAFETY: the maps are of the call's live memory.
         unsafe {

@@ -12,17 +12,24 @@ const WARPS: u32 = THREADS / 32;
 const BLOCKS_PER_SM: u32 = 8;
 const REDUCE_THREADS: u32 = 1024;
 
+/// `GradientFactor` of `factor.cuh`: exp(log_temp) · upstream · inverse.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct GradientFactor {
+    pub(crate) log_temp: ScalarArg,
+    pub(crate) upstream: ScalarArg,
+    /// 1 / (batch · gain).
+    pub(crate) inverse: f64,
+}
+
 /// `ReduceParams` of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct ReduceParams {
     pub(crate) sums: u64,
-    /// 0 without gradients.
-    pub(crate) products: u64,
     pub(crate) slots: u32,
-    pub(crate) product_slots: u32,
+    pub(crate) gradient: u32,
     pub(crate) inverse_batch: f64,
-    pub(crate) inverse_gain: f64,
     pub(crate) log_temp: ScalarArg,
     pub(crate) upstream: ScalarArg,
     pub(crate) loss: u64,
@@ -35,19 +42,12 @@ pub(crate) struct ReduceParams {
 #[derive(Clone, Copy)]
 pub(crate) struct ScaleParams {
     pub(crate) from: u64,
+    pub(crate) to: u64,
     pub(crate) from_stride: u64,
     pub(crate) to_stride: u64,
-    pub(crate) to: u64,
-    /// Image rows for the products, or 0.
-    pub(crate) img: u64,
-    pub(crate) img_stride: u64,
-    pub(crate) products: u64,
     pub(crate) rows: u64,
     pub(crate) cols: u32,
-    pub(crate) first: u32,
-    pub(crate) factor: f64,
-    pub(crate) log_temp: ScalarArg,
-    pub(crate) upstream: ScalarArg,
+    pub(crate) factor: GradientFactor,
 }
 
 /// `PadParams` of the kernel.
@@ -82,34 +82,31 @@ impl Finalize {
         Ok(Self { reduce: kernel("siglip_reduce")?, scale: kernel("siglip_scale")?, pad: kernel("siglip_pad")? })
     }
 
-    /// Per-warp products that [`Finalize::scale`] writes.
-    pub(crate) fn product_slots(info: &DeviceInfo) -> usize {
-        (info.sm_count * BLOCKS_PER_SM * WARPS) as usize
-    }
-
     /// # Safety
     /// The addresses in `params` must be live memory of the sizes that they say.
-    pub(crate) unsafe fn reduce(&self, stream: &CudaStream, params: ReduceParams) -> Result<()> {
-        let config = LaunchConfig::linear(1, REDUCE_THREADS);
+    pub(crate) unsafe fn reduce(&self, stream: &CudaStream, info: &DeviceInfo, params: ReduceParams) -> Result<()> {
+        let config = LaunchConfig::linear(1, REDUCE_THREADS).with_programmatic(info.compute_capability >= (9, 0));
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
         Ok(unsafe { self.reduce.launch(stream, &config, &[&params]) }?)
     }
 
-    /// The grid does not depend on the rows, so that every launch writes every product slot.
-    ///
     /// # Safety
     /// As [`Finalize::reduce`].
     pub(crate) unsafe fn scale(&self, stream: &CudaStream, info: &DeviceInfo, params: ScaleParams) -> Result<()> {
-        let config = LaunchConfig::linear(info.sm_count * BLOCKS_PER_SM, THREADS);
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
-        Ok(unsafe { self.scale.launch(stream, &config, &[&params]) }?)
+        Ok(unsafe { self.scale.launch(stream, &by_rows(info, params.rows), &[&params]) }?)
     }
 
     /// # Safety
     /// As [`Finalize::reduce`].
     pub(crate) unsafe fn pad(&self, stream: &CudaStream, info: &DeviceInfo, params: PadParams) -> Result<()> {
-        let blocks = params.rows.div_ceil(u64::from(WARPS)).min(u64::from(info.sm_count * BLOCKS_PER_SM)) as u32;
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
-        Ok(unsafe { self.pad.launch(stream, &LaunchConfig::linear(blocks, THREADS), &[&params]) }?)
+        Ok(unsafe { self.pad.launch(stream, &by_rows(info, params.rows), &[&params]) }?)
     }
+}
+
+/// A warp a row, no more blocks than are resident. Kernels of one stream may overlap their ends on Hopper.
+fn by_rows(info: &DeviceInfo, rows: u64) -> LaunchConfig {
+    let blocks = rows.div_ceil(u64::from(WARPS)).min(u64::from(info.sm_count * BLOCKS_PER_SM)) as u32;
+    LaunchConfig::linear(blocks, THREADS).with_programmatic(info.compute_capability >= (9, 0))
 }

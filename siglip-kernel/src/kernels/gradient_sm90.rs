@@ -1,10 +1,10 @@
-//! `cuda/gradient_sm90.cu`: the gradient GEMMs on Hopper, accumulated in f32 over blocks.
+//! `cuda/gradient_sm90.cu`: the gradient GEMMs on Hopper, accumulated in f32 over blocks or finished at once.
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, launch_config};
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, TensorMap};
 
-use super::load;
+use super::{GradientFactor, load};
 use crate::error::Result;
 use crate::programs;
 
@@ -12,9 +12,11 @@ use crate::programs;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct GradientParams {
+    /// Of finished gradients.
+    pub(crate) factor: GradientFactor,
     /// 1: overwrite the accumulators.
     pub(crate) first: u32,
-    /// Row of the accumulators where the block begins.
+    /// Row of the output where the block begins.
     pub(crate) row: u32,
 }
 
@@ -27,9 +29,9 @@ pub(crate) struct GradientSm90 {
 }
 
 impl GradientSm90 {
-    /// `transposed`: the product G^T · img; otherwise G · txt.
-    pub(crate) fn new(gpu: &Gpu, dtype: DType, transposed: bool, cluster: u32) -> Result<Self> {
-        Ok(Self { kernel: load(gpu, &programs::gradient_sm90(dtype, transposed, cluster))?, cluster })
+    /// `transposed`: the product Gᵀ · img; otherwise G · txt. `direct`: the output is the gradient itself, else its accumulators.
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, transposed: bool, direct: bool, cluster: u32) -> Result<Self> {
+        Ok(Self { kernel: load(gpu, &programs::gradient_sm90(dtype, transposed, direct, cluster))?, cluster })
     }
 
     /// # Safety

@@ -6,7 +6,7 @@ pub(crate) mod logits_portable;
 pub(crate) mod logits_sm90;
 pub(crate) mod pairs_f32;
 
-pub(crate) use finalize::{Finalize, ReduceParams, ScaleParams};
+pub(crate) use finalize::{Finalize, GradientFactor, PadParams, ReduceParams, ScaleParams};
 pub(crate) use gradient_sm90::{GradientParams, GradientSm90};
 pub(crate) use logits_portable::{LogitsPortable, LogitsPortableParams, Operand};
 pub(crate) use logits_sm90::{LogitsParams, LogitsSm90};
@@ -16,8 +16,8 @@ use kernel_core::{Gpu, Kernel, Variant};
 
 use crate::error::Result;
 
-/// f64 values that every warp of a logit kernel keeps: the loss and the sum of dL/dz.
-pub(crate) const SUMS_PER_WARP: usize = 2;
+/// f64 values that every warp of a logit kernel keeps: the loss, and the sums of dL/dz and of dL/dz times the dot product.
+pub(crate) const SUMS_PER_WARP: usize = 3;
 
 fn load(gpu: &Gpu, variant: &Variant) -> Result<Kernel> {
     Ok(gpu.kernel(variant.program, variant.entry, &variant.defines)?)
