@@ -3,12 +3,8 @@
 //
 // A block owns `width` columns of z (a multiple of 16, at most 128) and all of K. Each of its eight warps owns 16 of them, of both projections.
 //   ELEMENT: BF16 or F16    WEIGHTS: MN ([K, N] each) or K ([N, K] each)    TOKENS: 16, 32 or 64    STAGES
-#include "gate.cuh"
-#include "ptx/matrix.cuh"
-#include "ptx/sync.cuh"
+#include "decode.cuh"
 
-enum class WeightMajor { K, MN };
-constexpr bool LINEAR = WeightMajor::WEIGHTS == WeightMajor::K;
 constexpr u32 THREADS = 256, TILE_K = 64, CHUNK = 8;  // elements of a 16-byte copy
 constexpr u32 MAX_WIDTH = 128, PIECES = 2 * MAX_WIDTH * TILE_K / CHUNK / THREADS, X_PIECES = (TOKENS * TILE_K / CHUNK + THREADS - 1) / THREADS;
 // Rows of shared tiles are an odd number of 16-byte chunks apart, so that eight rows of one ldmatrix touch all banks.
@@ -17,13 +13,8 @@ constexpr u32 K_PITCH = TILE_K * 2 + 16, X_BYTES = TOKENS * K_PITCH;
 struct DecodeParams {
   const u16 *x, *gate, *up;  // weights: [K, N] or [N, K] each
   u64 x_stride, gate_stride, up_stride;
-  const u16 *gate_bias, *up_bias;  // or null
-  u16* z;
-  u64 z_stride;
-  u16 *gate_saved, *up_saved;  // or null
-  u64 saved_stride;
-  u32 rows, inputs, outputs, width;
-  Gate activation;
+  DecodeOutput out;
+  u32 inputs, width;
 };
 
 // One half's tile of a stage.
@@ -32,7 +23,7 @@ DEV u32 half_bytes(u32 width) { return LINEAR ? width * K_PITCH : TILE_K * (widt
 // The copies of one thread into every stage: where each comes from at k = 0, and where it goes in a stage.
 struct Copies {
   const u16* from[PIECES];  // null: a zero
-  u64 step[PIECES];
+  u64 advance[PIECES];
   u32 to[PIECES];
   int k[PIECES];  // first k of the piece, or beyond every K where there is no piece
   const u16* x_from[X_PIECES];
@@ -46,15 +37,15 @@ struct Copies {
       const u32 index = threadIdx.x + i * THREADS, half = index >= in_half, rest = index - half * in_half, row = rest / across, chunk = rest % across;
       const u32 n = n0 + (LINEAR ? row : chunk * CHUNK);
       const u64 stride = half ? p.up_stride : p.gate_stride, offset = LINEAR ? n * stride + chunk * CHUNK : row * stride + n;
-      step[i] = LINEAR ? TILE_K : TILE_K * stride;
-      from[i] = index < pieces && n < p.outputs ? (half ? p.up : p.gate) + offset : nullptr;
+      advance[i] = LINEAR ? TILE_K : TILE_K * stride;
+      from[i] = index < pieces && n < p.out.outputs ? (half ? p.up : p.gate) + offset : nullptr;
       to[i] = index < pieces ? half * half_bytes(p.width) + row * (LINEAR ? K_PITCH : p.width * 2 + 16) + chunk * 16 : ~0u;
       k[i] = (int)(LINEAR ? chunk * CHUNK : row);
     }
 #pragma unroll
     for (u32 i = 0; i < X_PIECES; ++i) {
       const u32 index = threadIdx.x + i * THREADS, row = index / (TILE_K / CHUNK), chunk = index % (TILE_K / CHUNK);
-      x_from[i] = row < p.rows ? p.x + (u64)row * p.x_stride + chunk * CHUNK : nullptr;
+      x_from[i] = row < p.out.rows ? p.x + (u64)row * p.x_stride + chunk * CHUNK : nullptr;
       x_to[i] = row < TOKENS ? 2 * half_bytes(p.width) + row * K_PITCH + chunk * 16 : ~0u;
       x_k = chunk * CHUNK;  // the same for every i
     }
@@ -65,7 +56,7 @@ struct Copies {
 #pragma unroll
     for (u32 i = 0; i < PIECES; ++i) {
       if (to[i] != ~0u) copy_async_16(stage + to[i], from[i] ? from[i] : p.gate, from[i] && k[i] < left);
-      if (from[i]) from[i] += step[i];
+      if (from[i]) from[i] += advance[i];
     }
 #pragma unroll
     for (u32 i = 0; i < X_PIECES; ++i) {
@@ -81,34 +72,7 @@ DEV void load_weights(u32 (&fragment)[4], u32 tile, u32 n, u32 k, u32 width, u32
     load_matrix_x4(fragment, tile + (n + lane % 16) * K_PITCH + (k + lane / 16 * 8) * 2);
   } else {
     const u32 row = k + lane / 16 * 8 + lane % 8, column = n + lane / 8 % 2 * 8;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-                 : "r"(tile + row * (width * 2 + 16) + column * 2) : "memory");
-  }
-}
-
-// acc[half][j][e]: column lane / 4 + 8 * (e / 2) of the warp's 16, token 8 * j + 2 * (lane % 4) + e % 2.
-typedef float Accumulators[2][TOKENS / 8][4];
-
-template <Gate GATE> DEV void finish(const Accumulators& acc, const DecodeParams& p, u32 first, u32 lane) {
-#pragma unroll
-  for (u32 pair = 0; pair < 2; ++pair) {
-    const u32 n = first + lane / 4 + 8 * pair;
-    if (n >= p.outputs) continue;
-    const float gate_bias = p.gate_bias ? ELEMENT::load(p.gate_bias + n) : 0.f, up_bias = p.up_bias ? ELEMENT::load(p.up_bias + n) : 0.f;
-#pragma unroll
-    for (u32 j = 0; j < TOKENS / 8; ++j)
-#pragma unroll
-      for (u32 e = 0; e < 2; ++e) {
-        const u32 token = 8 * j + 2 * (lane % 4) + e;
-        if (token >= p.rows) continue;
-        const float g = acc[0][j][2 * pair + e] + gate_bias, u = acc[1][j][2 * pair + e] + up_bias;
-        ELEMENT::store(p.z + token * p.z_stride + n, activate<GATE, false>(g) * u);
-        if (p.gate_saved) {
-          ELEMENT::store(p.gate_saved + token * p.saved_stride + n, g);
-          ELEMENT::store(p.up_saved + token * p.saved_stride + n, u);
-        }
-      }
+    load_matrix_x4_transposed(fragment, tile + row * (width * 2 + 16) + column * 2);
   }
 }
 
@@ -143,22 +107,12 @@ KERNEL __launch_bounds__(THREADS, 1) swiglu_decode(const __grid_constant__ Decod
         for (u32 j = 0; j < TOKENS / 16; ++j) {  // 16 tokens: two right operands
           u32 b[4];
           load_matrix_x4(b, x + (j * 16 + lane % 8 + lane / 16 * 8) * K_PITCH + (k + lane / 8 % 2 * 8) * 2);
-#pragma unroll
-          for (u32 i = 0; i < 2; ++i) {
-            mma_m16n8k16<ELEMENT>(acc[0][2 * j + i], gate, b[2 * i], b[2 * i + 1]);
-            mma_m16n8k16<ELEMENT>(acc[1][2 * j + i], up, b[2 * i], b[2 * i + 1]);
-          }
+          multiply(acc, j, gate, up, b);
         }
       }
     }
     reading = reading + 1 == STAGES ? 0 : reading + 1;
     writing = writing + 1 == STAGES ? 0 : writing + 1;
   }
-  if (mine >= params.width) return;
-  switch (params.activation) {
-    case Gate::SILU: return finish<Gate::SILU>(acc, params, n0 + mine, lane);
-    case Gate::GELU_TANH: return finish<Gate::GELU_TANH>(acc, params, n0 + mine, lane);
-    case Gate::RELU: return finish<Gate::RELU>(acc, params, n0 + mine, lane);
-    case Gate::SIGMOID: return finish<Gate::SIGMOID>(acc, params, n0 + mine, lane);
-  }
+  if (mine < params.width) finish(acc, params.out, n0 + mine, min_of(n0 + params.width, params.out.outputs), lane);
 }

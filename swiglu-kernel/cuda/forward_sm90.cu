@@ -11,7 +11,12 @@ struct ForwardParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-typedef Mainloop<ELEMENT, Major::K, Major::WEIGHTS, Schedule::PING_PONG, CLUSTER_SIZE> Loop;
+#ifndef BUFFERS
+#define BUFFERS (SAVE ? 3 : 2)
+#endif
+// Staging buffers of a warp. A tile stores a multiple of their number, so that the next tile begins with the first again.
+constexpr u32 STORES = SAVE ? 3 : 1;  // for each half of a tile
+typedef Mainloop<ELEMENT, Major::K, Major::WEIGHTS, Schedule::PING_PONG, CLUSTER_SIZE, BUFFERS * 8192> Loop;
 
 struct ForwardEpilogue {
   const TensorMap &map_z, &map_gate, &map_up;
@@ -31,13 +36,12 @@ struct ForwardEpilogue {
 #pragma unroll
       for (u32 i = 0; i < 16; ++i)
         packed[i] = ELEMENT::pack(activate<Gate::ACTIVATION, false>(gate[2 * i]) * up[2 * i], activate<Gate::ACTIVATION, false>(gate[2 * i + 1]) * up[2 * i + 1]);
-      constexpr u32 STORES = SAVE ? 3 : 1;
-      store(stage, stage.buffer(half * STORES & 1), packed, map_z, (int)n0, row);
+      store(stage, half * STORES, packed, map_z, (int)n0, row);
       if constexpr (SAVE) {
         pack(packed, gate);
-        store(stage, stage.buffer((half * STORES + 1) & 1), packed, map_gate, (int)n0, row);
+        store(stage, half * STORES + 1, packed, map_gate, (int)n0, row);
         pack(packed, up);
-        store(stage, stage.buffer((half * STORES + 2) & 1), packed, map_up, (int)n0, row);
+        store(stage, half * STORES + 2, packed, map_up, (int)n0, row);
       }
     }
   }
@@ -49,8 +53,9 @@ struct ForwardEpilogue {
 #pragma unroll
     for (u32 i = 0; i < 16; ++i) packed[i] = ELEMENT::pack(values[2 * i], values[2 * i + 1]);
   }
-  DEV void store(const WarpStaging& stage, u32 buffer, const u32 (&packed)[16], const TensorMap& map, int column, int row) const {
-    stage.acquire<1>(lane);
+  DEV void store(const WarpStaging& stage, u32 index, const u32 (&packed)[16], const TensorMap& map, int column, int row) const {
+    const u32 buffer = stage.buffer(index % BUFFERS);
+    stage.acquire<BUFFERS - 1>(lane);
     stage.write_16bit(buffer, packed, lane);
     stage.publish();
     if (lane == 0) {

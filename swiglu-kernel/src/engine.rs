@@ -7,8 +7,8 @@ use crate::at::{At, WeightsAt, in_order};
 use crate::error::Result;
 use crate::gemms::{Gemms, Operand};
 use crate::kernels::{
-    ColumnSums, ColumnSumsCall, Decode, DecodeCall, ForwardCall, ForwardSm90, GateBackward, GateBackwardCall,
-    GateForward, GateForwardCall,
+    ColumnSums, ColumnSumsCall, Decode, DecodeCall, DecodeSm90, ForwardCall, ForwardSm90, GateBackward,
+    GateBackwardCall, GateForward, GateForwardCall, ThroughCall, ThroughSm90,
 };
 use crate::problem::{Mode, Problem};
 use crate::route::Path;
@@ -51,6 +51,7 @@ struct BackwardKernels {
 enum Forward {
     Sm90(Box<ForwardSm90>),
     Decode(Decode),
+    DecodeSm90(Box<DecodeSm90>),
     Portable(GateForward),
 }
 
@@ -61,6 +62,7 @@ pub(crate) struct Engine {
     gemms: Gemms,
     forward: Forward,
     backward: Option<BackwardKernels>,
+    through: Option<Box<ThroughSm90>>,
     chunk: u64,
     scratch: At,
 }
@@ -89,13 +91,27 @@ impl Engine {
             gemms: Gemms::new(gpu, workspace.ptr(regions.cublas)),
             forward: match path {
                 Path::Sm90 => Forward::Sm90(Box::new(ForwardSm90::new(gpu, problem)?)),
+                Path::Decode if gpu.info().arch().has_wgmma() => {
+                    Forward::DecodeSm90(Box::new(DecodeSm90::new(gpu, problem)?))
+                }
                 Path::Decode => Forward::Decode(Decode::new(gpu, problem)?),
                 Path::Portable => Forward::Portable(GateForward::new(gpu, dtype)?),
             },
+            through: None,
             backward: (mode != Mode::Inference).then(backward).transpose()?,
             chunk: workspace.ptr(regions.chunk),
             scratch: At { address: workspace.ptr(regions.scratch), row_stride: 2 * problem.outputs },
         })
+    }
+
+    /// Prepares [`Engine::differentiate_through`] for a down projection that the fused kernel can take; others go through cuBLASLt.
+    pub(crate) fn prepare_through(&mut self, down_outputs: usize, down_linear: bool) -> Result<()> {
+        let tiles = self.problem.outputs.is_multiple_of(8) && down_outputs.is_multiple_of(8);
+        if self.gpu.info().arch().has_wgmma() && self.problem.dtype != DType::F32 && tiles && self.backward.is_some() {
+            let kernel = ThroughSm90::new(&self.gpu, &self.problem, down_outputs, down_linear)?;
+            self.through = Some(Box::new(kernel));
+        }
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> Path {
@@ -145,6 +161,11 @@ impl Engine {
                 unsafe { kernel.launch(&self.gpu, stream, &call) }
             }
             Forward::Decode(kernel) => {
+                let call = DecodeCall { x, weights, bias, z, saved: saved_halves.unwrap_or_default() };
+                // SAFETY: the caller's promise.
+                unsafe { kernel.launch(stream, &call) }
+            }
+            Forward::DecodeSm90(kernel) => {
                 let call = DecodeCall { x, weights, bias, z, saved: saved_halves.unwrap_or_default() };
                 // SAFETY: the caller's promise.
                 unsafe { kernel.launch(stream, &call) }
@@ -302,8 +323,27 @@ impl Engine {
         from: From,
         z: At,
     ) -> Result<At> {
-        let Problem { rows, outputs, dtype, .. } = self.problem;
+        let Problem { rows, outputs, dtype, layout, .. } = self.problem;
         let to = Operand::new(z, dtype);
+        // Pre-activations that will lack their bias (only just computed again) and odd addresses take the other way.
+        let lacks_bias = matches!(from, From::Recompute) && source.bias != 0;
+        let (preactivations, gradients) = match from {
+            From::InPlace(at) => (at, at),
+            From::Saved(at) => (at, self.scratch),
+            From::Recompute => (self.scratch, self.scratch),
+        };
+        let halves = |at: At| at.columns(layout.order(), outputs, dtype.size_bytes());
+        let (preactivations, gradients) = (halves(preactivations), halves(gradients));
+        let call = ThroughCall { dy: dy.at, down: down.at, preactivations, gradients, z };
+        if self.through.is_some() && !lacks_bias && call.is_aligned(dtype.size_bytes()) {
+            // SAFETY: the caller's promise.
+            let (_, _, gradients) = unsafe { self.locate(stream, source, from) }?;
+            if let Some(kernel) = &mut self.through {
+                // SAFETY: as above.
+                unsafe { kernel.launch(&self.gpu, stream, &call) }?;
+            }
+            return Ok(gradients);
+        }
         // SAFETY: the caller's promise; the gate pass reads a piece of dz before it writes z there.
         unsafe {
             self.gemms.run(stream, [rows, outputs, k_out], [dy, down, to], false)?;

@@ -106,7 +106,8 @@ impl MlpPlan {
         let path = design(gpu, &problem.layer, &options)?;
         let (layout, regions) = Regions::layout(path, &problem.layer, options.mode, true);
         let workspace = Workspace::new(gpu, &layout)?;
-        let engine = Engine::new(gpu, &problem.layer, path, options.mode, &regions, &workspace)?;
+        let mut engine = Engine::new(gpu, &problem.layer, path, options.mode, &regions, &workspace)?;
+        engine.prepare_through(problem.down_outputs, problem.down_linear)?;
         let z = At { address: workspace.ptr(regions.z), row_stride: problem.layer.outputs };
         Ok(Self { gpu: gpu.clone(), problem, options, engine, workspace, z })
     }

@@ -5,8 +5,11 @@ use kernel_core::{DType, Program, Variant};
 use crate::kernels::decode::TOKENS;
 use crate::problem::{Gate, Layout, Order, Problem};
 
-const HEADERS: &[(&str, &str)] =
-    &[("gate.cuh", include_str!("../cuda/gate.cuh")), ("vector.cuh", include_str!("../cuda/vector.cuh"))];
+const HEADERS: &[(&str, &str)] = &[
+    ("decode.cuh", include_str!("../cuda/decode.cuh")),
+    ("gate.cuh", include_str!("../cuda/gate.cuh")),
+    ("vector.cuh", include_str!("../cuda/vector.cuh")),
+];
 
 macro_rules! program {
     ($name:ident, $file:literal) => {
@@ -20,6 +23,8 @@ macro_rules! program {
 
 program!(FORWARD_SM90, "forward_sm90");
 program!(DECODE, "decode");
+program!(DECODE_SM90, "decode_sm90");
+program!(THROUGH_SM90, "through_sm90");
 program!(GATE, "gate");
 program!(COLUMN_SUMS, "column_sums");
 
@@ -70,6 +75,33 @@ pub(crate) fn forward_sm90(problem: &Problem, save: bool, cluster: u32) -> Varia
     }
 }
 
+/// `down_linear`: the down projection is stored `[K_out, N]`.
+pub(crate) fn through_sm90(dtype: DType, gate: Gate, down_linear: bool, cluster: u32) -> Variant {
+    Variant {
+        program: &THROUGH_SM90,
+        entry: "swiglu_through_sm90",
+        defines: vec![
+            ("ELEMENT", element(dtype)),
+            ("ACTIVATION", activation(gate)),
+            ("DOWN", if down_linear { "MN" } else { "K" }.to_owned()),
+            ("CLUSTER_SIZE", cluster.to_string()),
+        ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+/// For at most `tokens` rows.
+pub(crate) fn decode_sm90(dtype: DType, linear: bool, tokens: usize) -> Variant {
+    Variant {
+        program: &DECODE_SM90,
+        entry: "swiglu_decode_sm90",
+        defines: vec![("ELEMENT", element(dtype)), ("WEIGHTS", weights(linear)), ("TOKENS", tokens.to_string())],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
 /// For at most `tokens` rows.
 pub(crate) fn decode(dtype: DType, linear: bool, (tokens, stages): (usize, usize)) -> Variant {
     Variant {
@@ -107,6 +139,9 @@ pub(crate) fn column_sums(dtype: DType, result: DType) -> Variant {
     }
 }
 
+/// Blocks of a cluster share the right operand's tiles. Measured on an H200: clusters of 2 are 2 to 20% faster than none.
+pub(crate) const CLUSTER: u32 = 2;
+
 /// Every kernel that this crate can launch.
 pub fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
@@ -121,14 +156,20 @@ pub fn variants() -> Vec<Variant> {
         }
     }
     for dtype in [DType::F16, DType::Bf16] {
+        for gate in Gate::ALL {
+            all.extend([false, true].map(|down_linear| through_sm90(dtype, gate, down_linear, CLUSTER)));
+        }
         for layout in [Layout::Packed(Order::GateFirst), Layout::Linear(Order::GateFirst)] {
             for gate in Gate::ALL {
                 for (save, bias) in [(false, false), (false, true), (true, false), (true, true)] {
                     let problem = Problem::new(1, 1, 1, dtype).with_layout(layout).with_gate(gate).with_bias(bias);
-                    all.push(forward_sm90(&problem, save, 2));
+                    all.push(forward_sm90(&problem, save, CLUSTER));
                 }
             }
-            all.extend(TOKENS.map(|kind| decode(dtype, layout.is_linear(), kind)));
+            for kind in TOKENS {
+                all.push(decode(dtype, layout.is_linear(), kind));
+                all.push(decode_sm90(dtype, layout.is_linear(), kind.0));
+            }
         }
     }
     all
@@ -145,8 +186,10 @@ mod tests {
         assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
         for variant in all {
             assert!(variant.program.source.contains(variant.entry), "{variant:?}");
+            let headers = variant.program.headers.iter().map(|(_, text)| *text);
+            let text = headers.chain([variant.program.source]).collect::<String>();
             for (name, _) in &variant.defines {
-                assert!(variant.program.source.contains(name), "{name} in {}", variant.program.name);
+                assert!(text.contains(name), "{name} in {}", variant.program.name);
             }
         }
     }

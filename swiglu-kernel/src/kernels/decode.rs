@@ -14,9 +14,52 @@ const THREADS: u32 = 256;
 const TILE_K: usize = 64;
 /// Columns of z that a warp owns; a block has eight warps.
 const WARP_COLUMNS: usize = 16;
-const MAX_WIDTH: usize = 8 * WARP_COLUMNS;
+pub(crate) const MAX_WIDTH: usize = 8 * WARP_COLUMNS;
 /// Numbers of rows that there are kernels for, and how many stages of K each keeps under way.
 pub(crate) const TOKENS: [(usize, usize); 3] = [(16, 6), (32, 6), (64, 5)];
+
+/// The fewest that hold `rows`, which are at most 64.
+fn kind(rows: usize) -> (usize, usize) {
+    TOKENS.into_iter().find(|(tokens, _)| rows <= *tokens).unwrap_or(TOKENS[2])
+}
+
+/// Rows that the kernel for `rows` takes.
+pub(crate) fn tokens(rows: usize) -> usize {
+    kind(rows).0
+}
+
+/// `DecodeOutput` of the header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct DecodeOutput {
+    gate_bias: u64,
+    up_bias: u64,
+    z: u64,
+    z_stride: u64,
+    gate_saved: u64,
+    up_saved: u64,
+    saved_stride: u64,
+    rows: u32,
+    outputs: u32,
+    activation: u32,
+}
+
+impl DecodeOutput {
+    pub(crate) fn new(problem: &Problem, call: &DecodeCall) -> Self {
+        Self {
+            gate_bias: call.bias[0],
+            up_bias: call.bias[1],
+            z: call.z.address,
+            z_stride: call.z.row_stride as u64,
+            gate_saved: call.saved[0].address,
+            up_saved: call.saved[1].address,
+            saved_stride: call.saved[0].row_stride as u64,
+            rows: problem.rows as u32,
+            outputs: problem.outputs as u32,
+            activation: device_gate(problem.gate),
+        }
+    }
+}
 
 /// `DecodeParams` of the kernel.
 #[repr(C)]
@@ -28,18 +71,9 @@ struct DecodeParams {
     x_stride: u64,
     gate_stride: u64,
     up_stride: u64,
-    gate_bias: u64,
-    up_bias: u64,
-    z: u64,
-    z_stride: u64,
-    gate_saved: u64,
-    up_saved: u64,
-    saved_stride: u64,
-    rows: u32,
+    out: DecodeOutput,
     inputs: u32,
-    outputs: u32,
     width: u32,
-    activation: u32,
 }
 
 // SAFETY: plain data, laid out as the kernel's struct.
@@ -83,7 +117,7 @@ pub(crate) struct Decode {
 impl Decode {
     /// For problems of at most 64 rows.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
-        let kind = TOKENS.into_iter().find(|(tokens, _)| problem.rows <= *tokens).unwrap_or(TOKENS[2]);
+        let kind = kind(problem.rows);
         let width = choose_width(gpu.info(), problem, kind);
         let shared = shared_bytes(problem.layout.is_linear(), width, kind) as u32;
         let kernel = load(gpu, &programs::decode(problem.dtype, problem.layout.is_linear(), kind))?;
@@ -93,7 +127,7 @@ impl Decode {
     /// # Safety
     /// The addresses must be live memory of the problem's shapes, rows beginning at multiples of 16 bytes.
     pub(crate) unsafe fn launch(&self, stream: &CudaStream, call: &DecodeCall) -> Result<()> {
-        let Problem { rows, inputs, outputs, gate, .. } = self.problem;
+        let Problem { inputs, outputs, .. } = self.problem;
         let params = DecodeParams {
             x: call.x.address,
             gate: call.weights[0].address,
@@ -101,18 +135,9 @@ impl Decode {
             x_stride: call.x.row_stride as u64,
             gate_stride: call.weights[0].row_stride as u64,
             up_stride: call.weights[1].row_stride as u64,
-            gate_bias: call.bias[0],
-            up_bias: call.bias[1],
-            z: call.z.address,
-            z_stride: call.z.row_stride as u64,
-            gate_saved: call.saved[0].address,
-            up_saved: call.saved[1].address,
-            saved_stride: call.saved[0].row_stride as u64,
-            rows: rows as u32,
+            out: DecodeOutput::new(&self.problem, call),
             inputs: inputs as u32,
-            outputs: outputs as u32,
             width: self.width as u32,
-            activation: device_gate(gate),
         };
         let blocks = outputs.div_ceil(self.width) as u32;
         let config = LaunchConfig::linear(blocks, THREADS).with_shared(self.shared);
@@ -122,11 +147,11 @@ impl Decode {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use kernel_core::DType;
 
-    fn device(sm_count: u32, shared_bytes_optin: usize) -> DeviceInfo {
+    pub(crate) fn device(sm_count: u32, shared_bytes_optin: usize) -> DeviceInfo {
         DeviceInfo {
             name: "test".to_owned(),
             ordinal: 0,

@@ -2,17 +2,15 @@
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, MatrixAt, TILE, launch_config};
-use kernel_core::{Gpu, Kernel, KernelArg, TensorMap};
+use kernel_core::{Gpu, Kernel, KernelArg, MapType, TensorMap};
 
-use super::{load, map_type};
+use super::load;
 use crate::at::At;
 use crate::error::Result;
 use crate::problem::Problem;
-use crate::programs;
+use crate::programs::{self, CLUSTER};
 
-/// Blocks of a cluster share the weights' tiles, and tile rows that a band of the tile order spans. Measured on an H200: clusters of 2 are 2 to 20%
-/// faster than none, and bands of 8 pairs of tile rows as fast as any.
-const CLUSTER: u32 = 2;
+/// Pairs of tile rows that a band of the tile order spans. Measured on an H200: 8 is as fast as any.
 const BAND: u32 = 8;
 /// Columns of z that a tile holds: as many of each projection.
 const TILE_COLUMNS: usize = TILE / 2;
@@ -69,7 +67,7 @@ impl ForwardSm90 {
         let Problem { rows, inputs, outputs, layout, .. } = self.problem;
         let matrix = |at: At, rows, cols| MatrixAt {
             address: at.address,
-            dtype: map_type(self.problem.dtype),
+            dtype: MapType::from(self.problem.dtype),
             rows,
             cols,
             // A single row has no next one, but the map wants an aligned stride.

@@ -1,0 +1,141 @@
+//! `cuda/decode_sm90.cu`: a few rows on Hopper, weights streamed once by TMA.
+
+use kernel_core::cudarc::driver::CudaStream;
+use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, MapType, Swizzle, TensorMap, TiledMap};
+
+use super::decode::{DecodeCall, DecodeOutput, MAX_WIDTH, tokens};
+use super::load;
+use crate::at::At;
+use crate::error::Result;
+use crate::problem::Problem;
+use crate::programs;
+
+/// Eight consumer warps and the producer.
+const THREADS: u32 = 9 * 32;
+const TILE_K: usize = 64;
+/// Shared memory is aligned by the kernel.
+const SLACK: usize = 1024;
+
+/// `DecodeSm90Params` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct DecodeSm90Params {
+    out: DecodeOutput,
+    inputs: u32,
+    width: u32,
+    stages: u32,
+}
+
+// SAFETY: plain data, laid out as the kernel's struct.
+unsafe impl KernelArg for DecodeSm90Params {}
+
+/// Bytes of a stage: a tile of x and one of each projection, in whole swizzle periods.
+fn stage_bytes(width: usize, tokens: usize) -> usize {
+    (TILE_K * size_of::<u16>() * (tokens + 2 * width)).next_multiple_of(1024)
+}
+
+/// Columns of z for each block: equal shares in as few waves of one block an SM as a block's eight warps allow, in whole 16-byte pieces.
+fn choose_width(info: &DeviceInfo, problem: &Problem) -> usize {
+    let sms = (info.sm_count as usize).max(1);
+    let waves = problem.outputs.div_ceil(MAX_WIDTH * sms);
+    let width = problem.outputs.div_ceil(waves * sms).next_multiple_of(8);
+    // Rows of [K, N] tiles an odd number of pieces long spare bank conflicts.
+    if problem.layout.is_linear() || width == MAX_WIDTH { width } else { width | 8 }
+}
+
+/// x, gate, up.
+type Maps = [TensorMap; 3];
+
+pub(crate) struct DecodeSm90 {
+    kernel: Kernel,
+    problem: Problem,
+    tokens: usize,
+    width: usize,
+    stages: usize,
+    maps: Option<([At; 3], Maps)>,
+}
+
+impl DecodeSm90 {
+    /// For problems of at most 64 rows.
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
+        let (tokens, width) = (tokens(problem.rows), choose_width(gpu.info(), problem));
+        let barriers = 2 * size_of::<u64>();
+        let stages = (gpu.info().shared_bytes_optin.saturating_sub(SLACK)) / (stage_bytes(width, tokens) + barriers);
+        let kernel = load(gpu, &programs::decode_sm90(problem.dtype, problem.layout.is_linear(), tokens))?;
+        Ok(Self { kernel, problem: *problem, tokens, width, stages: stages.max(1), maps: None })
+    }
+
+    fn maps(&mut self, call: &DecodeCall) -> Result<Maps> {
+        let addresses = [call.x, call.weights[0], call.weights[1]];
+        if let Some((of, maps)) = &self.maps
+            && *of == addresses
+        {
+            return Ok(*maps);
+        }
+        let maps = self.encode(addresses)?;
+        self.maps = Some((addresses, maps));
+        Ok(maps)
+    }
+
+    fn encode(&self, [x, gate, up]: [At; 3]) -> Result<Maps> {
+        let Problem { rows, inputs, outputs, layout, dtype, .. } = self.problem;
+        let map = |at: At, [rows, cols]: [usize; 2], tile: [usize; 2], swizzle| {
+            // A single row has no next one, but the map wants an aligned stride.
+            let row_stride = if rows == 1 { cols.next_multiple_of(8) } else { at.row_stride };
+            TensorMap::tiled(&TiledMap {
+                dtype: MapType::from(dtype),
+                address: at.address,
+                dims: &[cols as u64, rows as u64],
+                strides: &[(row_stride * dtype.size_bytes()) as u64],
+                tile: &[tile[1] as u32, tile[0] as u32],
+                swizzle,
+                l2_promotion: true,
+            })
+        };
+        let weights = |at| {
+            if layout.is_linear() {
+                map(at, [outputs, inputs], [self.width, TILE_K], Swizzle::B128)
+            } else {
+                map(at, [inputs, outputs], [TILE_K, self.width], Swizzle::None)
+            }
+        };
+        Ok([map(x, [rows, inputs], [self.tokens, TILE_K], Swizzle::B128)?, weights(gate)?, weights(up)?])
+    }
+
+    /// # Safety
+    /// The addresses must be live memory of the problem's shapes, rows beginning at multiples of 16 bytes.
+    pub(crate) unsafe fn launch(&mut self, stream: &CudaStream, call: &DecodeCall) -> Result<()> {
+        let [x, gate, up] = self.maps(call)?;
+        let params = DecodeSm90Params {
+            out: DecodeOutput::new(&self.problem, call),
+            inputs: self.problem.inputs as u32,
+            width: self.width as u32,
+            stages: self.stages as u32,
+        };
+        let shared = SLACK + self.stages * (stage_bytes(self.width, self.tokens) + 2 * size_of::<u64>());
+        let blocks = self.problem.outputs.div_ceil(self.width) as u32;
+        let config = LaunchConfig::linear(blocks, THREADS).with_shared(shared as u32).with_programmatic(true);
+        // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
+        Ok(unsafe { self.kernel.launch(stream, &config, &[&x, &gate, &up, &params]) }?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decode::tests::device;
+    use super::*;
+    use crate::problem::Layout;
+    use kernel_core::DType;
+
+    #[test]
+    fn widths_share_the_columns_evenly() {
+        let device = device(132, 232_448);
+        let width =
+            |outputs, layout| choose_width(&device, &Problem::new(16, 4096, outputs, DType::Bf16).with_layout(layout));
+        assert_eq!(width(14336, Layout::SeparateLinear), 112);
+        assert_eq!(width(14336, Layout::Separate), 120);
+        assert_eq!(width(11008, Layout::Separate), 88);
+        assert_eq!(width(8, Layout::Separate), 8);
+        assert!(width(1 << 20, Layout::Separate) <= MAX_WIDTH);
+    }
+}

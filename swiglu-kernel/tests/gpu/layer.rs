@@ -1,0 +1,90 @@
+//! The gated layer against reference-cpu.
+
+use half::{bf16, f16};
+use swiglu_kernel::kernel_core::half;
+use swiglu_kernel::{Gate, Layout, Mode, Order, Route};
+
+use crate::case::{Case, check};
+use crate::support::gpu;
+
+const PLAIN: Case = Case {
+    size: [200, 136, 72],
+    layout: Layout::Packed(Order::GateFirst),
+    gate: Gate::Silu,
+    bias: false,
+    route: Route::Auto,
+    mode: Mode::InPlace,
+    gap: 0,
+};
+
+#[test]
+fn every_layout_and_gate_on_every_route() {
+    let Some(gpu) = gpu() else { return };
+    let hopper = gpu.info().arch().has_wgmma();
+    for route in [Route::Fused, Route::Decode, Route::Portable] {
+        if route == Route::Fused && !hopper {
+            eprintln!("skipped: the route fused needs sm_90a, found {}", gpu.info().arch());
+            continue;
+        }
+        let size = if route == Route::Decode { [37, 136, 72] } else { PLAIN.size };
+        for layout in Layout::ALL {
+            for (i, gate) in Gate::ALL.into_iter().enumerate() {
+                let case = Case { size, layout, gate, route, bias: i % 2 == 0, gap: 8 * (i % 3), ..PLAIN };
+                check::<bf16, bf16>(&gpu, &case, i % 2 == 1);
+                check::<f16, f32>(&gpu, &case, i % 2 == 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn f32_is_exact_to_f32() {
+    let Some(gpu) = gpu() else { return };
+    for layout in Layout::ALL {
+        for gate in Gate::ALL {
+            check::<f32, f32>(&gpu, &Case { layout, gate, bias: true, gap: 3, ..PLAIN }, gate == Gate::Relu);
+        }
+    }
+}
+
+#[test]
+fn any_size_works() {
+    let Some(gpu) = gpu() else { return };
+    for size in
+        [[1, 1, 1], [1, 8, 8], [2, 3, 5], [64, 7, 9], [65, 8, 8], [129, 24, 200], [333, 65, 129], [1, 4096, 1032]]
+    {
+        for (layout, gap) in
+            [(Layout::Packed(Order::GateSecond), 0), (Layout::Linear(Order::GateFirst), 1), (Layout::Separate, 5)]
+        {
+            // Odd gaps misalign rows: only the portable route takes those.
+            let route = if gap == 0 { Route::Auto } else { Route::Portable };
+            let case = Case { size, layout, gap, route, bias: true, ..PLAIN };
+            check::<bf16, f32>(&gpu, &case, false);
+            check::<f16, f16>(&gpu, &Case { mode: Mode::Recompute, ..case }, false);
+        }
+    }
+}
+
+#[test]
+fn decode_takes_every_number_of_rows() {
+    let Some(gpu) = gpu() else { return };
+    for rows in [1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64] {
+        for layout in [Layout::Packed(Order::GateFirst), Layout::Linear(Order::GateFirst)] {
+            let case = Case { size: [rows, 520, 2200], layout, route: Route::Decode, mode: Mode::Inference, ..PLAIN };
+            check::<bf16, bf16>(&gpu, &case, false);
+        }
+    }
+}
+
+#[test]
+fn larger_problems_in_every_mode() {
+    let Some(gpu) = gpu() else { return };
+    for mode in Mode::ALL {
+        for route in [Route::Auto, Route::Portable] {
+            let case =
+                Case { size: [1500, 520, 1096], mode, route, layout: Layout::Linear(Order::GateSecond), ..PLAIN };
+            check::<bf16, bf16>(&gpu, &case, false);
+            check::<f32, f32>(&gpu, &Case { route: Route::Auto, ..case }, true);
+        }
+    }
+}
