@@ -1,7 +1,7 @@
 //! The plan: checks, buffers, and the order of the blocks.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{Arch, DType, Element, Gpu, MatrixView, Scalar, ScalarArg, VectorViewMut, Workspace};
+use kernel_core::{Arch, DType, Element, Gpu, Scalar, ScalarArg, VectorViewMut, Workspace};
 
 use crate::blocks::Blocks;
 use crate::engines::{At, Call, F32Engine, PortableEngine, Sm90Engine};
@@ -56,8 +56,8 @@ fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Engine> {
 }
 
 /// The row stride that kernels are told. A single row has no next one, so its stride may be any number, also one that tensor maps refuse.
-fn stride<T: Element>(view: &MatrixView<'_, T>) -> usize {
-    if view.rows() == 1 { view.cols().next_multiple_of(8) } else { view.row_stride() }
+fn stride([rows, cols]: [usize; 2], row_stride: usize) -> usize {
+    if rows == 1 { cols.next_multiple_of(8) } else { row_stride }
 }
 
 fn design(gpu: &Gpu, problem: &Problem, options: &Options) -> Result<(Engine, Blocks)> {
@@ -144,8 +144,8 @@ impl Plan {
         let (loss, _loss) = loss.device_ptr(stream);
         let call = self.call(
             &gpu,
-            At { address: img, row_stride: stride(&inputs.img) },
-            At { address: txt, row_stride: stride(&inputs.txt) },
+            At { address: img, row_stride: stride(inputs.img.shape(), inputs.img.row_stride()) },
+            At { address: txt, row_stride: stride(inputs.txt.shape(), inputs.txt.row_stride()) },
             [log_temp, bias, ScalarArg { device: 0, host: 1.0 }],
             None,
         )?;
@@ -180,7 +180,8 @@ impl Plan {
         let (log_temp, _log_temp) = inputs.log_temp.to_arg(stream);
         let (bias, _bias) = inputs.bias.to_arg(stream);
         let (upstream, _upstream) = upstream.to_arg(stream);
-        let (d_img_stride, d_txt_stride) = (outputs.d_img.row_stride(), outputs.d_txt.row_stride());
+        let d_img_stride = stride(outputs.d_img.shape(), outputs.d_img.row_stride());
+        let d_txt_stride = stride(outputs.d_txt.shape(), outputs.d_txt.row_stride());
         let (d_img, _d_img) = outputs.d_img.device_ptr(stream);
         let (d_txt, _d_txt) = outputs.d_txt.device_ptr(stream);
         let (loss, _loss) = outputs.loss.device_ptr(stream);
@@ -189,8 +190,8 @@ impl Plan {
 
         let d_img = At { address: d_img, row_stride: d_img_stride };
         let d_txt = At { address: d_txt, row_stride: d_txt_stride };
-        let img = At { address: img, row_stride: stride(&inputs.img) };
-        let txt = At { address: txt, row_stride: stride(&inputs.txt) };
+        let img = At { address: img, row_stride: stride(inputs.img.shape(), inputs.img.row_stride()) };
+        let txt = At { address: txt, row_stride: stride(inputs.txt.shape(), inputs.txt.row_stride()) };
         let mut call = self.call(&gpu, img, txt, [log_temp, bias, upstream], Some((d_img, d_txt)))?;
         let (to_img, to_txt) = self.kind.gradients(&self.problem, self.blocks);
         let mut slots = 0;

@@ -18,7 +18,7 @@ pub(crate) struct F32Engine {
 impl F32Engine {
     pub(crate) fn new(gpu: &Gpu, dim: usize) -> Result<Self> {
         Ok(Self {
-            gemms: Gemms::new(gpu, DType::F32, dim),
+            gemms: Gemms::new(gpu, DType::F32, dim)?,
             loss: PairsF32::new(gpu, false)?,
             loss_and_gradient: PairsF32::new(gpu, true)?,
         })

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use kernel_core::probe::{Library, ensure};
 use kernel_core::{DType, GemmPlan, GemmSpec, Gpu, MatrixSpec};
 
 use super::{At, Call};
@@ -18,8 +19,10 @@ pub(crate) struct Gemms {
 }
 
 impl Gemms {
-    pub(crate) fn new(gpu: &Gpu, dtype: DType, dim: usize) -> Self {
-        Self { gpu: gpu.clone(), dtype, dim, plans: HashMap::new() }
+    /// An error without cuBLASLt, rather than in the first call.
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, dim: usize) -> Result<Self> {
+        ensure(Library::CublasLt)?;
+        Ok(Self { gpu: gpu.clone(), dtype, dim, plans: HashMap::new() })
     }
 
     fn run(&mut self, call: &Call<'_>, spec: GemmSpec, [a, b, c]: [u64; 3], accumulate: bool) -> Result<()> {

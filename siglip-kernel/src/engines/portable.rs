@@ -20,7 +20,7 @@ pub(crate) struct PortableEngine {
 impl PortableEngine {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
         Ok(Self {
-            gemms: Gemms::new(gpu, problem.dtype, problem.dim),
+            gemms: Gemms::new(gpu, problem.dtype, problem.dim)?,
             loss: LogitsPortable::new(gpu, problem.dtype, false)?,
             loss_and_gradient: LogitsPortable::new(gpu, problem.dtype, true)?,
             problem: *problem,

@@ -7,12 +7,12 @@ use siglip_kernel::kernel_core::Error;
 use siglip_kernel::kernel_core::cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DeviceRepr};
 use siglip_kernel::kernel_core::half::{bf16, f16};
 use siglip_kernel::{
-    DType, Gpu, Inputs, MatrixView, MatrixViewMut, Options, Plan, Positives, Problem, Route, Scalar, VectorViewMut,
+    DType, Gpu, Inputs, MatrixView, MatrixViewMut, Options, Outputs, Plan, Problem, Route, Scalar, VectorViewMut,
     workspace_bytes,
 };
 
 use crate::case::{Case, Device, Host};
-use crate::support::{gpu, wide};
+use crate::support::{gpu, noise, wide};
 
 const ROWS: usize = 24;
 const COLS: usize = 40;
@@ -187,6 +187,12 @@ fn strides_and_alignment() {
     let odd = MatrixView::with_row_stride("txt", long.slice(..), [COLS, DIM], DIM + 1).unwrap();
     assert_kind!(step_with!(f, inputs.txt = odd), Error::Misaligned { what: "txt", address: 34, required: 16 });
 
+    let mut long = long;
+    let shifted = MatrixViewMut::with_row_stride("d_img", long.slice_mut(4..), [ROWS, DIM], DIM).unwrap();
+    assert_kind!(step_with!(f, outputs.d_img = shifted), Error::Misaligned { what: "d_img", required: 16, .. });
+    let odd = MatrixViewMut::with_row_stride("d_txt", long.slice_mut(..), [COLS, DIM], DIM + 3).unwrap();
+    assert_kind!(step_with!(f, outputs.d_txt = odd), Error::Misaligned { what: "d_txt", address: 38, required: 16 });
+
     let Some(mut f) = Fixture::<f32>::new() else { return };
     let mut long = f.gpu.alloc::<f32>(COLS * DIM + 1).unwrap();
     let shifted = MatrixView::with_row_stride("img", long.slice(1..), [ROWS, DIM], DIM).unwrap();
@@ -195,24 +201,40 @@ fn strides_and_alignment() {
     assert_kind!(step_with!(f, outputs.d_txt = shifted), Error::Misaligned { what: "d_txt", required: 16, .. });
 }
 
-/// With one row there is no next row whose address could matter.
+/// With one row there is no next row whose address could matter, of inputs or of gradients.
 #[test]
 fn the_stride_of_a_single_row_does_not_matter() {
     let Some(gpu) = gpu() else { return };
-    let data = gpu.upload(&crate::support::noise(64, 3).into_iter().map(bf16::from_f32).collect::<Vec<_>>()).unwrap();
-    let loss = |stride| {
+    let rows = gpu.upload(&noise(2 * DIM, 3).into_iter().map(bf16::from_f32).collect::<Vec<_>>()).unwrap();
+    let (img, txt) = rows.split_at(DIM);
+    let step = |stride| {
+        let problem = Problem::square(1, DIM, DType::Bf16);
+        let mut plan = Plan::new(&gpu, problem, Options::default()).unwrap();
+        let mut gradients = gpu.alloc::<bf16>(2 * DIM).unwrap();
+        let mut scalars = [(); 3].map(|()| gpu.alloc::<f32>(1).unwrap());
         let inputs = Inputs {
-            img: MatrixView::with_row_stride("img", &data, [1, DIM], stride).unwrap(),
-            txt: MatrixView::with_row_stride("txt", data.slice(DIM..), [1, DIM], stride).unwrap(),
+            img: MatrixView::with_row_stride("img", &img, [1, DIM], stride).unwrap(),
+            txt: MatrixView::with_row_stride("txt", &txt, [1, DIM], stride).unwrap(),
             log_temp: Scalar::Host(1.0),
             bias: Scalar::Host(-1.0),
         };
-        let loss = siglip_kernel::forward(&gpu, &inputs, Positives::Matching).unwrap();
-        gpu.download(&loss).unwrap()[0]
+        let (d_img, d_txt) = gradients.split_at_mut(DIM);
+        let [loss, d_log_temp, d_bias] = &mut scalars;
+        let outputs = &mut Outputs {
+            loss: VectorViewMut::new("loss", loss, [1]).unwrap(),
+            d_img: MatrixViewMut::with_row_stride("d_img", d_img, [1, DIM], stride).unwrap(),
+            d_txt: MatrixViewMut::with_row_stride("d_txt", d_txt, [1, DIM], stride).unwrap(),
+            d_log_temp: VectorViewMut::new("d_log_temp", d_log_temp, [1]).unwrap(),
+            d_bias: VectorViewMut::new("d_bias", d_bias, [1]).unwrap(),
+        };
+        plan.forward_backward(&inputs, &Scalar::Host(1.0), outputs).unwrap();
+        (scalars.map(|scalar| gpu.download(&scalar).unwrap()[0]), gpu.download(&gradients).unwrap())
     };
-    assert!(loss(DIM) > 0.0);
-    assert_eq!(loss(DIM), loss(DIM + 1));
-    assert_eq!(loss(DIM), loss(1 << 50));
+    let dense = step(DIM);
+    assert!(dense.0[0] > 0.0 && dense.1.iter().any(|x| *x != bf16::ZERO));
+    for stride in [DIM + 1, 1 << 50] {
+        assert_eq!(step(stride), dense, "stride {stride}");
+    }
 }
 
 #[test]

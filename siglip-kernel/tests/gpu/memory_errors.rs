@@ -13,7 +13,8 @@ fn full_memory() {
     let most = i32::MAX as usize;
     let problems = [
         // f32 accumulators of the text side alone: 35 TB.
-        (Problem::block(1000, most, 4096, DType::Bf16, Positives::None), Options::default()),
+        (Problem::block(20_000, most, 4096, DType::Bf16, Positives::None), Options::default()),
+        // Padded copies of the texts: 17 TB.
         (Problem::block(1000, most, 4095, DType::F16, Positives::Matching), Options::default()),
         // One block of all rows.
         (Problem::block(most, most, 8, DType::F32, Positives::Matching), whole),
