@@ -22,11 +22,16 @@ pub(crate) struct Tolerances {
     scalars: f64,
     /// Smallest normal number of the dtype: results below it cannot be relatively exact.
     smallest_normal: f64,
+    /// Whether dot products may come from tensor cores.
+    tensor_cores: bool,
 }
 
 /// f32 logits carry an absolute error of about |z| 2^-23 (the dot product's, the temperature's and their product's roundings), which is a
 /// relative error of the same size in exp(z), hence in every gradient term.
 const PER_LOGIT: f64 = f32::EPSILON as f64;
+
+/// Tensor cores add the products of 16 features at a time to the running dot product and truncate, up to half of 2^-23 of it each time.
+const PER_LOGIT_AND_MMA: f64 = 0.5 * f32::EPSILON as f64;
 
 impl Tolerances {
     /// f32: the loss within 1e-5 and gradients within 2e-6, the bounds the project set itself. 16-bit: a gradient is rounded to its dtype
@@ -41,11 +46,13 @@ impl Tolerances {
             narrow_gradients: Deviation::both(2e-6),
             scalars: 1e-5,
             smallest_normal: f64::from(f32::MIN_POSITIVE),
+            tensor_cores: false,
         };
         let rounded = |unit: f64, smallest_normal| Self {
             gradients: Deviation { max_rel: 2.2 * unit, l2_rel: 1.2 * unit },
             narrow_gradients: Deviation::both(2.2 * unit),
             smallest_normal,
+            tensor_cores: true,
             ..f32_class
         };
         match dtype {
@@ -142,7 +149,8 @@ impl Truth {
     }
 
     fn compare(&self, found: &Found, truth: &Found, slack: f64) -> Vec<Measured> {
-        let logits = self.largest_logit * PER_LOGIT;
+        let additions = if self.tolerances.tensor_cores { (self.dim / 16) as f64 } else { 0.0 };
+        let logits = self.largest_logit * (PER_LOGIT + additions * PER_LOGIT_AND_MMA);
         let widened = |tolerance: f64| (tolerance + logits) * slack;
         let measured = |op, what, deviation, tolerance: Deviation| {
             let tolerance = Deviation { max_rel: widened(tolerance.max_rel), l2_rel: widened(tolerance.l2_rel) };
