@@ -18,6 +18,7 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "ptx/sync.cuh",
     "ptx/tma.cuh",
     "ptx/wgmma.cuh",
+    "ptx/wgmma_narrow.cuh",
     "sm90/mainloop.cuh",
     "sm90/scheduler.cuh",
     "sm90/store.cuh",

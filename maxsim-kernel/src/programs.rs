@@ -2,6 +2,7 @@
 
 use kernel_core::{DType, Program, Variant};
 
+use crate::kernels::Shape;
 use crate::rows::RowAccess;
 
 const HEADERS: &[(&str, &str)] = &[
@@ -23,6 +24,8 @@ macro_rules! program {
 
 program!(PREPARE, "prepare");
 program!(FORWARD_PORTABLE, "forward_portable");
+program!(FORWARD_SM90, "forward_sm90");
+program!(SETTLE, "settle");
 program!(BACKWARD_QUERIES, "backward_queries");
 program!(BACKWARD_DOCS, "backward_docs");
 program!(FINISH_GRADIENTS, "finish_gradients");
@@ -68,6 +71,26 @@ pub(crate) fn forward_portable(dtype: DType, argmax: bool) -> Variant {
         hot: true,
         min_arch: Some("sm_80"),
     }
+}
+
+pub(crate) fn forward_sm90(dtype: DType, shape: Shape, argmax: bool) -> Variant {
+    Variant {
+        program: &FORWARD_SM90,
+        entry: "maxsim_forward_sm90",
+        defines: vec![
+            ("ELEMENT", element(dtype)),
+            ("WITH_ARGMAX", flag(argmax)),
+            ("TILE_TOKENS", shape.tokens.to_string()),
+            ("QUERY_BLOCKS", shape.query_blocks.to_string()),
+        ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+pub(crate) fn settle(dtype: DType) -> Variant {
+    let defines = vec![("ELEMENT", element(dtype))];
+    Variant { program: &SETTLE, entry: "maxsim_settle", defines, hot: false, min_arch: Some("sm_80") }
 }
 
 /// `docs`: also sums the documents' gradient, by atomic additions.
@@ -124,6 +147,12 @@ pub fn variants() -> Vec<Variant> {
                 all.push(finish_gradients(dtype, access, entry));
             }
         }
+    }
+    for dtype in [DType::F16, DType::Bf16] {
+        for argmax in [false, true] {
+            all.extend(Shape::all().map(|shape| forward_sm90(dtype, shape, argmax)));
+        }
+        all.push(settle(dtype));
     }
     all
 }

@@ -4,15 +4,19 @@ mod backward_docs;
 mod backward_queries;
 mod finish_gradients;
 mod forward_portable;
+mod forward_sm90;
 mod params;
 mod prepare;
+mod settle;
 
 pub(crate) use backward_docs::BackwardDocs;
 pub(crate) use backward_queries::BackwardQueries;
 pub(crate) use finish_gradients::{FinishGradients, FinishParams};
 pub(crate) use forward_portable::ForwardPortable;
+pub(crate) use forward_sm90::{ForwardSm90, HopperParams, RowsAt, Shape, maps};
 pub(crate) use params::{ForwardParams, GradientParams, ItemsArg, MeetingsArg, TextsArg, pairing_code};
 pub(crate) use prepare::{MaskParams, NormParams, PadParams, Prepare, ReduceParams, ScheduleParams};
+pub(crate) use settle::{Settle, SettleParams};
 
 use kernel_core::{Gpu, Kernel, Variant};
 

@@ -1,0 +1,216 @@
+//! `cuda/forward_sm90.cu`: scores on Hopper.
+
+use kernel_core::cudarc::driver::CudaStream;
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, MapType, Swizzle, TensorMap, TiledMap};
+
+use super::{ItemsArg, TextsArg, load};
+use crate::error::Result;
+use crate::problem::{Problem, Spans};
+use crate::programs;
+use crate::tiles::TILE_ROWS;
+
+/// Elements of a row that one block of shared memory holds: 128 bytes.
+const BLOCK: usize = 64;
+const BLOCK_BYTES: usize = 128;
+const MAX_WARPGROUPS: usize = 3;
+const MAX_SLOTS: usize = 32;
+/// The ring is at least this deep.
+const MIN_SLOTS: usize = 4;
+/// `Control` of the kernel, and the slack to align the tiles.
+const CONTROL_BYTES: usize = 14 * 1024;
+/// Dimensions up to this hold queries in registers.
+const IN_REGISTERS: usize = 128;
+/// Document tokens of a full tile, as compiled; when queries are read from shared memory only [`SHARED_TILE`].
+pub(crate) const TILE_TOKENS: [usize; 4] = [64, 96, 128, 152];
+const SHARED_TILE: usize = 128;
+/// What a tile costs beside its tokens, in tokens.
+const TILE_COST: usize = 12;
+
+/// What is chosen for a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    /// Document tokens of a full tile.
+    pub(crate) tokens: usize,
+    /// 64-element blocks of a query row held in registers, or 0.
+    pub(crate) query_blocks: usize,
+}
+
+impl Shape {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let held = |query_blocks| TILE_TOKENS.map(|tokens| Self { tokens, query_blocks });
+        let shared = Self { tokens: SHARED_TILE, query_blocks: 0 };
+        held(1).into_iter().chain(held(2)).chain([shared])
+    }
+
+    /// The tile width whose quarters cover the documents best.
+    pub(crate) fn choose(problem: &Problem) -> Self {
+        if problem.dim > IN_REGISTERS {
+            return Self { tokens: SHARED_TILE, query_blocks: 0 };
+        }
+        let cost = |length: usize, tokens: usize| {
+            let rest = length % tokens;
+            let quarter = quarter(tokens);
+            let last = match rest {
+                0 => 0,
+                _ if rest > 3 * quarter => tokens + TILE_COST,
+                _ => rest.next_multiple_of(quarter) + TILE_COST,
+            };
+            length / tokens * (tokens + TILE_COST) + last
+        };
+        let total = |tokens: usize| match &problem.docs {
+            Spans::Padded { length, .. } => cost(*length, tokens),
+            Spans::Packed(offsets) => offsets.windows(2).map(|pair| cost(pair[1] - pair[0], tokens)).sum(),
+        };
+        let tokens = TILE_TOKENS.into_iter().min_by_key(|&tokens| total(tokens)).unwrap_or(SHARED_TILE);
+        Self { tokens, query_blocks: problem.dim.div_ceil(BLOCK) }
+    }
+
+    fn slot_bytes(self) -> usize {
+        self.tokens * BLOCK_BYTES
+    }
+
+    /// Consumers of a block for `tiles` query tiles: as many as there are tiles and shared memory, evenly.
+    pub(crate) fn warpgroups(self, info: &DeviceInfo, dim: usize, tiles: usize) -> usize {
+        let free = info.shared_bytes_optin.saturating_sub(CONTROL_BYTES + MIN_SLOTS * self.slot_bytes());
+        let most = (free / (query_bytes(dim))).clamp(1, MAX_WARPGROUPS);
+        tiles.div_ceil(tiles.div_ceil(most)).max(1)
+    }
+
+    /// Depth of the ring, and bytes of dynamic shared memory.
+    fn ring(self, info: &DeviceInfo, dim: usize, warpgroups: usize) -> (usize, usize) {
+        let rest = info.shared_bytes_optin.saturating_sub(CONTROL_BYTES + warpgroups * query_bytes(dim));
+        let slots = (rest / self.slot_bytes()).min(MAX_SLOTS);
+        (slots, CONTROL_BYTES + warpgroups * query_bytes(dim) + slots * self.slot_bytes())
+    }
+}
+
+/// Tokens of a quarter of a tile: what is loaded and multiplied is whole quarters.
+pub(crate) fn quarter(tokens: usize) -> usize {
+    (tokens / 4).next_multiple_of(8)
+}
+
+/// Of one query tile.
+fn query_bytes(dim: usize) -> usize {
+    dim.div_ceil(BLOCK) * TILE_ROWS * BLOCK_BYTES
+}
+
+/// `HopperParams` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HopperParams {
+    pub(crate) items: ItemsArg,
+    pub(crate) queries: TextsArg,
+    pub(crate) docs: TextsArg,
+    pub(crate) dim: u32,
+    pub(crate) sums: u64,
+    pub(crate) argmax: u64,
+    pub(crate) warpgroups: u32,
+    pub(crate) slots: u32,
+    pub(crate) epoch: u32,
+    pub(crate) nan_epoch: u64,
+}
+
+// SAFETY: plain data, laid out as the kernel's struct.
+unsafe impl KernelArg for HopperParams {}
+
+/// Token rows in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowsAt {
+    pub(crate) address: u64,
+    /// Elements.
+    pub(crate) row_stride: usize,
+    pub(crate) rows: usize,
+}
+
+/// Tensor maps of the queries, and of the documents by full tiles and by quarters.
+pub(crate) fn maps(dtype: DType, dim: usize, shape: Shape, queries: RowsAt, docs: RowsAt) -> Result<[TensorMap; 3]> {
+    let map = |at: RowsAt, tokens: usize| {
+        TensorMap::tiled(&TiledMap {
+            dtype: MapType::from(dtype),
+            address: at.address,
+            dims: &[dim as u64, at.rows as u64],
+            strides: &[(at.row_stride * dtype.size_bytes()) as u64],
+            tile: &[BLOCK as u32, tokens as u32],
+            swizzle: Swizzle::B128,
+            l2_promotion: true,
+        })
+    };
+    Ok([map(queries, TILE_ROWS)?, map(docs, shape.tokens)?, map(docs, quarter(shape.tokens))?])
+}
+
+pub(crate) struct ForwardSm90 {
+    kernel: Kernel,
+    shape: Shape,
+}
+
+impl ForwardSm90 {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, shape: Shape, argmax: bool) -> Result<Self> {
+        Ok(Self { kernel: load(gpu, &programs::forward_sm90(dtype, shape, argmax))?, shape })
+    }
+
+    /// Fills in the depth of the ring. `params.warpgroups` as the division has it.
+    ///
+    /// # Safety
+    /// The maps and addresses must describe live memory of the sizes that the problem says; `blocks` as the division has it.
+    pub(crate) unsafe fn launch(
+        &self,
+        stream: &CudaStream,
+        info: &DeviceInfo,
+        blocks: usize,
+        [queries, full, quarter]: &[TensorMap; 3],
+        params: &HopperParams,
+    ) -> Result<()> {
+        let (slots, shared_bytes) = self.shape.ring(info, params.dim as usize, params.warpgroups as usize);
+        let params = HopperParams { slots: slots as u32, ..*params };
+        let threads = (1 + params.warpgroups) * 128;
+        let config = LaunchConfig::linear(blocks as u32, threads).with_shared(shared_bytes as u32);
+        // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
+        Ok(unsafe { self.kernel.launch(stream, &config, &[queries, full, quarter, &params]) }?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(docs: Spans, dim: usize) -> Shape {
+        Shape::choose(&Problem::cross(Spans::padded(4, 32), docs, dim, DType::Bf16))
+    }
+
+    #[test]
+    fn tile_widths_follow_the_documents() {
+        assert_eq!(shape(Spans::padded(9, 300), 128), Shape { tokens: 152, query_blocks: 2 });
+        assert_eq!(shape(Spans::padded(9, 1024), 64), Shape { tokens: 128, query_blocks: 1 });
+        assert_eq!(shape(Spans::padded(9, 300), 512), Shape { tokens: 128, query_blocks: 0 });
+        for tokens in TILE_TOKENS {
+            assert!(4 * quarter(tokens) >= tokens && 3 * quarter(tokens) < tokens);
+        }
+    }
+
+    #[test]
+    fn shared_memory_holds_every_dimension() {
+        let info = DeviceInfo {
+            name: String::new(),
+            ordinal: 0,
+            compute_capability: (9, 0),
+            sm_count: 132,
+            l2_bytes: 60 << 20,
+            shared_bytes_optin: 232_448,
+            total_bytes: 0,
+            driver_version: 13000,
+        };
+        for dim in 1..=1024 {
+            for tokens in TILE_TOKENS {
+                let shape = Shape { tokens: if dim > 128 { 128 } else { tokens }, query_blocks: 0 };
+                for tiles in [1, 2, 3, 4, 100] {
+                    let warpgroups = shape.warpgroups(&info, dim, tiles);
+                    let (slots, bytes) = shape.ring(&info, dim, warpgroups);
+                    assert!(slots >= MIN_SLOTS && bytes <= info.shared_bytes_optin, "d {dim}, {tiles} tiles: {slots}");
+                    assert!((1..=MAX_WARPGROUPS).contains(&warpgroups));
+                }
+            }
+        }
+        assert_eq!(Shape { tokens: 152, query_blocks: 2 }.warpgroups(&info, 128, 128), 3);
+        assert_eq!(Shape { tokens: 152, query_blocks: 2 }.warpgroups(&info, 128, 4), 2);
+    }
+}
