@@ -59,7 +59,8 @@ fn chunks<T: Element>() {
 /// Several column blocks of every route: a row chunk of 20 rows rounds up to 128, of which the largest budget holds 720,896 columns.
 fn column_blocks<T: Element>() {
     let case = Case { positives: Positives::Diagonal { offset: 500_000 }, ..Case::new(20, 730_001, 8) };
-    check_unit::<T>([Case { batch: 1000, upstream: LOSS_SCALE, ..case }]);
+    // A smaller loss scale: a gradient that sums 730,001 texts is large.
+    check_unit::<T>([Case { batch: 1000, upstream: 100.0, ..case }]);
 }
 
 fn strides<T: Element>() {
