@@ -11,10 +11,9 @@ struct ForwardParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#ifndef BUFFERS
-#define BUFFERS (SAVE ? 3 : 2)
-#endif
-// Staging buffers of a warp. A tile stores a multiple of their number, so that the next tile begins with the first again.
+// Staging buffers of a warp (more would cost the mainloop stages, which is slower). A tile stores a multiple of their number, so that the next tile
+// begins with the first again.
+constexpr u32 BUFFERS = 2;
 constexpr u32 STORES = SAVE ? 3 : 1;  // for each half of a tile
 typedef Mainloop<ELEMENT, Major::K, Major::WEIGHTS, Schedule::PING_PONG, CLUSTER_SIZE, BUFFERS * 8192> Loop;
 

@@ -13,7 +13,7 @@ use crate::programs;
 const THREADS: u32 = 256;
 const TILE_K: usize = 64;
 /// Columns of z that a warp owns; a block has eight warps.
-const WARP_COLUMNS: usize = 16;
+pub(crate) const WARP_COLUMNS: usize = 16;
 pub(crate) const MAX_WIDTH: usize = 8 * WARP_COLUMNS;
 /// Numbers of rows that there are kernels for, and how many stages of K each keeps under way.
 pub(crate) const TOKENS: [(usize, usize); 3] = [(16, 6), (32, 6), (64, 5)];

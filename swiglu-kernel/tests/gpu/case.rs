@@ -87,7 +87,8 @@ pub(crate) fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, accumulate: bo
     let [m, k, n] = case.size;
     let what = |part: &str| format!("{part} of {case:?}, {problem:?}, accumulate {accumulate}");
     let assert_close = |part: &str, error: f64| {
-        let bound = tolerance::<T>();
+        // Roundings of few terms do not average out.
+        let bound = tolerance::<T>() * if k.min(n) < 16 { 4.0 } else { 1.0 };
         assert!(error <= bound, "{}: error {error:.2e}, tolerance {bound:.1e}", what(part));
     };
 
