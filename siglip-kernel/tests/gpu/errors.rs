@@ -12,7 +12,7 @@ use siglip_kernel::{
 };
 
 use crate::case::{Case, Device, Host};
-use crate::support::{gpu, noise, wide};
+use crate::support::{gpu, noise, say, wide};
 
 const ROWS: usize = 24;
 const COLS: usize = 40;
@@ -148,7 +148,7 @@ fn another_device() {
     let Some(mut f) = Fixture::<f32>::new() else { return };
     let context = match Gpu::count().unwrap() {
         1 => {
-            eprintln!("one GPU: a second context of it stands for a second device");
+            say("one GPU: a second context of it stands for a second device");
             CudaContext::new_non_primary(0, 0).unwrap()
         }
         _ => CudaContext::new(1).unwrap(),

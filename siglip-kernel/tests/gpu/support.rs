@@ -1,5 +1,7 @@
 //! Devices and numbers that all GPU tests share.
 
+use std::io::Write;
+
 use siglip_kernel::cpu::Element;
 use siglip_kernel::kernel_core::cudarc::driver::CudaContext;
 use siglip_kernel::kernel_core::probe::{Library, ensure};
@@ -12,7 +14,13 @@ fn required() -> bool {
 /// Says why a check does not run, or fails when a GPU is required.
 pub(crate) fn skip(reason: &str) {
     assert!(!required(), "KERNELS_REQUIRE_GPU=1, but: {reason}");
-    eprintln!("skipped: {reason}");
+    say(&format!("skipped: {reason}"));
+}
+
+/// To stderr itself: `eprintln` is kept by the test harness when a test passes.
+pub(crate) fn say(line: &str) {
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    std::io::stderr().write_all(format!("{test}: {line}\n").as_bytes()).expect("writing to stderr");
 }
 
 /// The first GPU with a stream of its own, or a printed reason.
