@@ -29,7 +29,7 @@ const FAULT_LINES: usize = 12;
 
 /// Every family with all of its kernels.
 fn families() -> Vec<(&'static str, Vec<Variant>)> {
-    vec![("siglip", siglip_kernel::variants())]
+    vec![("siglip", siglip_kernel::variants()), ("swiglu", swiglu_kernel::variants())]
 }
 
 /// What is compiled at once: kernels of one source with the same macros, for one architecture.

@@ -12,6 +12,7 @@ mod results;
 mod siglip;
 mod slug;
 mod source_hash;
+mod swiglu;
 mod toolchain;
 
 use clap::{Parser, Subcommand};

@@ -69,8 +69,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let cases = u64::from(args.cases);
     if wants(Family::Swiglu) {
-        begin(&bar, "swiglu", swiglu::GROUPS * cases);
+        bar.inc_length(swiglu::CPU_GROUPS * cases);
+        bar.set_message("swiglu, reference-cpu");
         outcomes.extend(swiglu::cpu_groups(args.cases, args.seed, &bar));
+        if let Some(gpu) = &gpu {
+            outcomes.extend(swiglu::gpu_groups(gpu, args.cases, args.seed, &bar));
+        }
     }
     if wants(Family::Maxsim) {
         begin(&bar, "maxsim", maxsim::GROUPS * cases);
