@@ -2,7 +2,7 @@
 
 use super::peer::{PeerProcess, scripts};
 use super::timing::Stopwatch;
-use super::{ceilings, first_call, siglip};
+use super::{ceilings, first_call, siglip, swiglu};
 use crate::results::{BenchFile, BenchRow, ResultsFolder, merge_and_save};
 use crate::{card, slug};
 use anyhow::{Context, Result, bail};
@@ -28,8 +28,8 @@ pub(crate) struct Args {
     /// Fewer sizes and runs
     #[arg(long)]
     quick: bool,
-    /// Keep only these sizes B of siglip, separated by commas
-    #[arg(long, value_delimiter = ',', value_name = "B")]
+    /// Keep only these sizes, separated by commas: B of siglip, M of swiglu
+    #[arg(long, value_delimiter = ',', value_name = "SIZE")]
     only: Vec<usize>,
     /// Leave out the ceilings and the cost of the first call
     #[arg(long)]
@@ -55,7 +55,7 @@ enum Family {
 pub(crate) fn run(args: Args) -> Result<()> {
     let gpu = card::open(args.device)?.context("`bench` needs a GPU")?;
     card::require(&gpu, &args.gpu)?;
-    if matches!(args.family, Family::Swiglu | Family::Maxsim) {
+    if matches!(args.family, Family::Maxsim) {
         bail!("--family {:?}: this family has no GPU kernels yet, so there is nothing to time", args.family);
     }
     let bar = ProgressBar::new_spinner();
@@ -70,7 +70,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
 fn measure(args: &Args, gpu: &Gpu, bar: &ProgressBar) -> Result<()> {
     let mut say = |line: String| bar.suspend(|| println!("{line}"));
-    let peers = if args.peers { Some(start_peers(args, &mut say)?) } else { None };
     let stopwatch = RefCell::new(Stopwatch::new(gpu)?);
     if !args.no_ceilings {
         bar.set_message("ceilings");
@@ -85,27 +84,43 @@ fn measure(args: &Args, gpu: &Gpu, bar: &ProgressBar) -> Result<()> {
         }
         save(args, gpu, figures, Vec::new())?;
     }
-    bar.set_message("siglip");
-    let setting = siglip::Setting { gpu, stopwatch: &stopwatch, peers, quick: args.quick, only: &args.only };
     // Saved after each problem: a run that is cut short keeps what it has measured.
-    siglip::run(&setting, &mut say, &mut |rows| save(args, gpu, BTreeMap::new(), rows))?;
+    let mut done = |rows| save(args, gpu, BTreeMap::new(), rows);
+    let wants = |family| args.family == Family::All || args.family == family;
+    let (quick, only) = (args.quick, args.only.as_slice());
+    if wants(Family::Siglip) {
+        bar.set_message("siglip");
+        let peers = start_peers(args, "siglip_peer.py", &mut say)?;
+        let setting = siglip::Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
+        siglip::run(&setting, &mut say, &mut done)?;
+    }
+    if wants(Family::Swiglu) {
+        bar.set_message("swiglu");
+        let peers = start_peers(args, "swiglu_peer.py", &mut say)?;
+        let setting = swiglu::Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
+        swiglu::run(&setting, &mut say, &mut done)?;
+    }
     if args.family == Family::All {
-        say("swiglu, maxsim: no GPU kernels yet, nothing to time".to_owned());
+        say("maxsim: no GPU kernels yet, nothing to time".to_owned());
     }
     let file = format!("bench-{}.json", slug::of(&gpu.info().name));
     say(format!("wrote {}", args.results.path().join(file).display()));
     Ok(())
 }
 
-fn start_peers(args: &Args, say: &mut dyn FnMut(String)) -> Result<Rc<RefCell<PeerProcess>>> {
-    let process = PeerProcess::start(&args.python, &scripts()?.join("siglip_peer.py"))?;
+/// The family's peers, if any are wanted.
+fn start_peers(args: &Args, script: &str, say: &mut dyn FnMut(String)) -> Result<Option<Rc<RefCell<PeerProcess>>>> {
+    if !args.peers {
+        return Ok(None);
+    }
+    let process = PeerProcess::start(&args.python, &scripts()?.join(script))?;
     say(format!("peers run on {}", process.versions));
     for (name, state) in &process.peers {
         if let Err(why) = state {
             say(format!("MISSING {name}: {why}"));
         }
     }
-    Ok(Rc::new(RefCell::new(process)))
+    Ok(Some(Rc::new(RefCell::new(process))))
 }
 
 fn save(args: &Args, gpu: &Gpu, ceilings: BTreeMap<String, f64>, rows: Vec<BenchRow>) -> Result<()> {

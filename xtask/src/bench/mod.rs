@@ -6,6 +6,7 @@ mod contender;
 mod first_call;
 mod peer;
 mod siglip;
+mod swiglu;
 mod timing;
 
 pub(crate) use command::{Args, run};

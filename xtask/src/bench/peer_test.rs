@@ -53,11 +53,16 @@ fn reasons_reach_the_caller() {
 }
 
 #[test]
-fn the_siglip_script_answers_on_any_machine() {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/peers/siglip_peer.py");
+fn the_scripts_answer_on_any_machine() {
+    answers("siglip_peer.py", &super::super::siglip::PEERS);
+    answers("swiglu_peer.py", &super::super::swiglu::PEERS);
+}
+
+fn answers(script: &str, expected: &[&str]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/peers").join(script);
     let process = PeerProcess::start("python3", &script).unwrap();
     let names: Vec<&String> = process.peers.keys().collect();
-    assert_eq!(names, super::super::siglip::PEERS.to_vec());
+    assert_eq!(names, expected);
     for (name, state) in &process.peers {
         if let Err(why) = state {
             eprintln!("{name} is not installed here: {why}");

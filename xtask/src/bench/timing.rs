@@ -46,6 +46,27 @@ impl Stopwatch {
         events.iter().map(|(start, end)| Ok(f64::from(start.elapsed_ms(end)?))).collect()
     }
 
+    /// `reps` times the mean of `calls` runs in a row, with nothing between them: for calls that bring their own cold data.
+    pub(crate) fn streak(
+        &mut self,
+        reps: usize,
+        calls: usize,
+        mut call: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<f64>> {
+        let stream = self.gpu.stream().clone();
+        let mut events: Vec<(CudaEvent, CudaEvent)> = Vec::with_capacity(reps);
+        for _ in 0..reps {
+            call()?;
+            let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
+            for _ in 0..calls {
+                call()?;
+            }
+            events.push((start, stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?));
+        }
+        self.gpu.synchronize()?;
+        events.iter().map(|(start, end)| Ok(f64::from(start.elapsed_ms(end)?) / calls as f64)).collect()
+    }
+
     /// Median host time of one call on an idle stream, microseconds: the launches alone, not the work.
     pub(crate) fn host_us(&self, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
         let mut times = Samples::default();

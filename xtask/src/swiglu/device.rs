@@ -5,6 +5,7 @@ use crate::siglip::{Number, normal};
 use cudarc::driver::CudaSlice;
 use rand::SeedableRng;
 use rand_xoshiro::Xoshiro256PlusPlus;
+use std::collections::VecDeque;
 use swiglu_kernel::{
     Gpu, Gradients, Inputs, MatrixView, MatrixViewMut, Mode, Plan, Preactivations, Problem, Result, VectorView,
     VectorViewMut, Weights as WeightViews, WeightsMut,
@@ -20,6 +21,8 @@ pub(crate) struct DeviceCall<T> {
     mode: Mode,
     x: CudaSlice<T>,
     weights: Weights<T>,
+    /// Further sets of weights, for streaks.
+    other_weights: VecDeque<Weights<T>>,
     bias: Option<CudaSlice<T>>,
     dz: CudaSlice<T>,
     z: CudaSlice<T>,
@@ -49,6 +52,7 @@ impl<T: Number> DeviceCall<T> {
             mode,
             x: upload(&tensors.x)?,
             weights: tensors.weights.iter().map(upload).collect::<Result<_, _>>()?,
+            other_weights: VecDeque::new(),
             bias: problem.bias.then(|| upload(&tensors.bias)).transpose()?,
             dz: upload(&tensors.dz)?,
             z: gpu.alloc(rows * outputs)?,
@@ -62,6 +66,37 @@ impl<T: Number> DeviceCall<T> {
     /// Device memory that the step holds above inputs, weights, z and gradients: the saved pre-activations.
     pub(crate) fn saved_bytes(&self) -> usize {
         self.saved.as_ref().map_or(0, |saved| saved.len() * size_of::<T>())
+    }
+
+    /// Device memory of z, and of the gradients in a step.
+    pub(crate) fn output_bytes(&self, step: bool) -> usize {
+        let gradients = [&self.dx].into_iter().chain(&self.d_weights).chain(&self.d_bias);
+        let gradients: usize = if step { gradients.map(|values| values.len()).sum() } else { 0 };
+        (self.z.len() + gradients) * size_of::<T>()
+    }
+
+    /// Copies the weights until there are `sets` of them.
+    pub(crate) fn add_weights(&mut self, sets: usize) -> Result<()> {
+        while self.other_weights.len() + 1 < sets {
+            let copies = self.weights.iter().map(|weights| {
+                let mut copy = self.gpu.alloc::<T>(weights.len())?;
+                self.gpu
+                    .stream()
+                    .memcpy_dtod(weights, &mut copy)
+                    .map_err(kernel_core::Error::driver("cuMemcpyDtoD"))?;
+                Ok(copy)
+            });
+            let copies = copies.collect::<Result<_, kernel_core::Error>>()?;
+            self.other_weights.push_back(copies);
+        }
+        Ok(())
+    }
+
+    /// Goes on to the next set of weights.
+    pub(crate) fn next_weights(&mut self) {
+        if let Some(next) = self.other_weights.pop_front() {
+            self.other_weights.push_back(std::mem::replace(&mut self.weights, next));
+        }
     }
 
     /// Fills the outputs with NaN, so that one that is not written is found.
@@ -81,8 +116,8 @@ impl<T: Number> DeviceCall<T> {
         plan.forward(&inputs, &mut MatrixViewMut::new("z", &mut self.z, [rows, outputs])?, None)
     }
 
-    /// Queues z, and the pre-activations if the mode keeps them.
-    pub(crate) fn training_forward(&mut self, plan: &mut Plan) -> Result<()> {
+    /// Queues z and the pre-activations, if they are kept.
+    pub(crate) fn saving_forward(&mut self, plan: &mut Plan) -> Result<()> {
         let Problem { rows, outputs, .. } = self.problem;
         let inputs = inputs(&self.problem, &self.x, &self.weights, self.bias.as_ref())?;
         let mut z = MatrixViewMut::new("z", &mut self.z, [rows, outputs])?;
@@ -90,9 +125,12 @@ impl<T: Number> DeviceCall<T> {
         plan.forward(&inputs, &mut z, saved.transpose()?.as_mut())
     }
 
-    /// Queues forward and backward.
-    pub(crate) fn step(&mut self, plan: &mut Plan) -> Result<()> {
-        self.training_forward(plan)?;
+    /// Queues forward and backward, in place or from x alone.
+    pub(crate) fn step(&mut self, plan: &mut Plan, mode: Mode) -> Result<()> {
+        match mode {
+            Mode::InPlace => self.saving_forward(plan)?,
+            _ => self.forward(plan)?,
+        }
         let Problem { rows, inputs: k, outputs, layout, .. } = self.problem;
         let shape = layout.shape(k, outputs);
         let inputs = inputs(&self.problem, &self.x, &self.weights, self.bias.as_ref())?;
@@ -111,7 +149,7 @@ impl<T: Number> DeviceCall<T> {
             d_bias: d_bias.transpose()?,
             accumulate: false,
         };
-        match self.saved.as_mut() {
+        match self.saved.as_mut().filter(|_| mode == Mode::InPlace) {
             None => plan.backward(&inputs, &dz, Preactivations::Recompute, &mut gradients),
             Some(saved) => {
                 let mut saved = MatrixViewMut::new("saved", saved, [rows, 2 * outputs])?;

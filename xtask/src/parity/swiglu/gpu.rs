@@ -61,7 +61,7 @@ fn check<T: Number>(gpu: &Gpu, route: Route, case: &Case) -> Result<Vec<Measured
         call.forward(&mut plan)?;
         let alone = Step { z: call.results()?.z, ..Step::default() };
         call.poison()?;
-        call.step(&mut plan)?;
+        call.step(&mut plan, mode)?;
         Ok((alone, call.results()?))
     };
     let (alone, first) = run().map_err(|error| error.to_string())?;
