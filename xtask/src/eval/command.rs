@@ -29,6 +29,12 @@ enum Operation {
     /// img and txt are F32, F16 or BF16 alike; log_temp and bias are single F32 values. What the flags leave open is taken from the
     /// file's metadata (positives, offset, upstream, batch), then from the defaults.
     Siglip(Siglip),
+    /// Gated layer and all gradients: x [M, K], w, dz [M, N], optionally bias [2N] in; z, dx, dw, d_bias out
+    ///
+    /// w is [K, 2N], or [2N, K] with --layout linear; with --layout separate there are w_gate and w_up [K, N] instead, and dw_gate and dw_up
+    /// come out. All are F32, F16 or BF16 alike. What the flags leave open is taken from the file's metadata (layout, gate), then from the
+    /// defaults.
+    Swiglu(super::swiglu::Swiglu),
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,7 +80,7 @@ impl FromStr for Pairs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Device {
+pub(super) enum Device {
     Cpu,
     Cuda(usize),
 }
@@ -93,13 +99,20 @@ impl FromStr for Device {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let Operation::Siglip(args) = args.operation;
-    let bytes = fs::read(&args.input).with_context(|| format!("reading {}", args.input.display()))?;
-    evaluate(&args, &bytes).with_context(|| format!("in {}", args.input.display()))
+    let read = |path: &PathBuf| fs::read(path).with_context(|| format!("reading {}", path.display()));
+    match args.operation {
+        Operation::Siglip(args) => {
+            evaluate(&args, &read(&args.input)?).with_context(|| format!("in {}", args.input.display()))
+        }
+        Operation::Swiglu(args) => {
+            let bytes = read(&args.input)?;
+            super::swiglu::evaluate(&args, &bytes).with_context(|| format!("in {}", args.input.display()))
+        }
+    }
 }
 
 fn evaluate(args: &Siglip, bytes: &[u8]) -> Result<()> {
-    let input = Input::parse(bytes)?;
+    let input = Input::parse(bytes, &["img", "txt", "log_temp", "bias"])?;
     match input.dtype("img")? {
         Dtype::F32 => evaluate_as::<f32>(args, &input),
         Dtype::F16 => evaluate_as::<f16>(args, &input),

@@ -12,13 +12,16 @@ use std::path::Path;
 pub(crate) struct Input<'a> {
     tensors: SafeTensors<'a>,
     metadata: HashMap<String, String>,
+    /// What the operation reads; the first one sets the dtype.
+    expected: &'static [&'static str],
 }
 
 impl<'a> Input<'a> {
-    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self> {
+    /// `expected`: the tensors that the operation reads, the one that sets the dtype first.
+    pub(crate) fn parse(bytes: &'a [u8], expected: &'static [&'static str]) -> Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes).context("not a safetensors file")?;
         let tensors = SafeTensors::deserialize(bytes).context("not a safetensors file")?;
-        Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default() })
+        Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default(), expected })
     }
 
     /// A value of the file's `__metadata__`, parsed.
@@ -37,7 +40,7 @@ impl<'a> Input<'a> {
                 let mut names = self.tensors.names();
                 names.sort_unstable();
                 let found = if names.is_empty() { "no tensors".to_owned() } else { names.join(", ") };
-                bail!("tensor `{name}`: found {found}; expected the tensors img, txt, log_temp, bias")
+                bail!("tensor `{name}`: found {found}; expected the tensors {}", self.expected.join(", "))
             }
         }
     }
@@ -51,12 +54,29 @@ impl<'a> Input<'a> {
         let tensor = self.tensor(name)?;
         let expected = dtype_of::<T>();
         if tensor.dtype() != expected {
-            bail!("tensor `{name}`: found dtype {:?}, expected {expected:?}, the dtype of img", tensor.dtype());
+            let first = self.expected[0];
+            bail!("tensor `{name}`: found dtype {:?}, expected {expected:?}, the dtype of {first}", tensor.dtype());
         }
         match *tensor.shape() {
             [rows, cols] if rows > 0 && cols > 0 => Ok(([rows, cols], elements(tensor.data()))),
             ref other => bail!("tensor `{name}`: found shape {other:?}, expected [rows, D], both at least 1"),
         }
+    }
+
+    /// Whether there is a tensor of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.tensor(name).is_ok()
+    }
+
+    /// A vector of `T` of that length.
+    pub(crate) fn vector<T: Number>(&self, name: &str, length: usize) -> Result<Vec<T>> {
+        let tensor = self.tensor(name)?;
+        let expected = dtype_of::<T>();
+        if tensor.dtype() != expected || tensor.shape() != [length] {
+            let (dtype, shape) = (tensor.dtype(), tensor.shape());
+            bail!("tensor `{name}`: found {dtype:?} of shape {shape:?}, expected {expected:?} of shape [{length}]");
+        }
+        Ok(elements(tensor.data()))
     }
 
     /// One f32: a tensor without axes, or with one of length 1.

@@ -2,5 +2,6 @@
 
 mod command;
 mod file;
+mod swiglu;
 
 pub(crate) use command::{Args, run};
