@@ -228,7 +228,12 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
 #pragma unroll 1
     for (; t < order.count(); t += TURNS * grid, ++turns) {
       const TileOrder::Tile tile = order.at(t);
-      if (PING_PONG) mbarrier::wait(turn + 8 * consumer, consumer == 0 ? (turns & 1) ^ 1 : turns & 1);
+      if (PING_PONG) {
+        mbarrier::wait(turn + 8 * consumer, consumer == 0 ? (turns & 1) ^ 1 : turns & 1);
+        // All four warps have seen the turn before one of them passes it on: a warp late from its epilogue could find the barrier two
+        // phases further, where the parity it waits for is again the one not yet reached.
+        named_barrier(1 + consumer, WARPGROUP);
+      }
       u32 previous = 0;
 #pragma unroll 1
       for (u32 k = 0; k < k_blocks; ++k) {
