@@ -22,12 +22,12 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// Blocks of at most `budget` elements (one row chunk of one tile column at least).
+    /// Blocks of at most `budget` elements (one row chunk of one tile column at least) and `most_cols` columns.
     ///
     /// `Auto` rows: the gradient of a row chunk is a matrix of (rows / 128) · ceil(dim / 128) tiles, which `sms` SMs work off in waves; of the
     /// sizes around 5,632 rows the one is taken whose waves over all chunks are fewest (measured on an H200: 4,224 to 11,264 rows
     /// differ by under 3% when waves are full, and lose up to 20% when they are not).
-    pub(crate) fn choose(problem: &Problem, chunk: Chunk, budget: usize, sms: usize) -> Self {
+    pub(crate) fn choose(problem: &Problem, chunk: Chunk, budget: usize, most_cols: usize, sms: usize) -> Self {
         let all_rows = problem.rows.div_ceil(TILE);
         let row_tiles = match chunk {
             Chunk::Rows(rows) => rows.clamp(1, problem.rows).div_ceil(TILE),
@@ -41,7 +41,7 @@ impl Blocks {
         };
         let rows = row_tiles * TILE;
         let all_cols = problem.cols.div_ceil(TILE);
-        let most = (budget / rows / TILE).max(1);
+        let most = ((budget / rows).min(most_cols) / TILE).max(1);
         // Equal parts rather than full ones and a remainder.
         let col_tiles = all_cols.div_ceil(all_cols.div_ceil(most));
         Self { rows, cols: col_tiles * TILE }
@@ -82,7 +82,7 @@ mod tests {
             for chunk in [Chunk::Auto, Chunk::Rows(1), Chunk::Rows(300), Chunk::Rows(usize::MAX)] {
                 for budget in [1, 1 << 20, 92 << 20] {
                     let problem = problem(n, m, dim);
-                    let blocks = Blocks::choose(&problem, chunk, budget, 132);
+                    let blocks = Blocks::choose(&problem, chunk, budget, usize::MAX, 132);
                     let mut pairs = 0u64;
                     let mut last = None;
                     for block in blocks.iter(&problem) {
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn automatic_chunks_fill_waves() {
-        let rows = |dim| Blocks::choose(&problem(65536, 65536, dim), Chunk::Auto, 96 << 20, 132).rows;
+        let rows = |dim| Blocks::choose(&problem(65536, 65536, dim), Chunk::Auto, 96 << 20, usize::MAX, 132).rows;
         for dim in [512, 768, 1024, 1152] {
             let tiles = rows(dim) / TILE * dim.div_ceil(TILE);
             let waste = 1.0 - tiles as f64 / (tiles.div_ceil(132) * 132) as f64;
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn small_problems_are_one_block() {
         let one = problem(5, 3, 9);
-        assert_eq!(Blocks::choose(&one, Chunk::Auto, 1 << 20, 132), Blocks { rows: 128, cols: 128 });
-        assert_eq!(Blocks::choose(&one, Chunk::Rows(1), 1 << 20, 132).iter(&one).count(), 1);
+        assert_eq!(Blocks::choose(&one, Chunk::Auto, 1 << 20, usize::MAX, 132), Blocks { rows: 128, cols: 128 });
+        assert_eq!(Blocks::choose(&one, Chunk::Rows(1), 1 << 20, usize::MAX, 132).iter(&one).count(), 1);
     }
 }

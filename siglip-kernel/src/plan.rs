@@ -72,7 +72,7 @@ fn design(gpu: &Gpu, problem: &Problem, options: &Options) -> Result<(Engine, Bl
         .into());
     }
     let kind = resolve(info.arch(), problem.dtype, options.route)?;
-    Ok((kind, Blocks::choose(problem, options.chunk, kind.budget(), info.sm_count as usize)))
+    Ok((kind, Blocks::choose(problem, options.chunk, kind.budget(), kind.most_cols(), info.sm_count as usize)))
 }
 
 /// Device memory in bytes that a plan will allocate, without making it. Gradients and inputs are the caller's and not counted.
