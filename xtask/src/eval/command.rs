@@ -29,7 +29,7 @@ enum Operation {
     /// img and txt are F32, F16 or BF16 alike; log_temp and bias are single F32 values. What the flags leave open is taken from the
     /// file's metadata (positives, offset, upstream, batch), then from the defaults.
     Siglip(Siglip),
-    /// Gated layer and all gradients: x [M, K], w, dz [M, N], optionally bias [2N] in; z, dx, dw, d_bias out
+    /// Gated layer and all gradients: x [M, K], w, dz [M, N], optionally a bias of 2N values in; z, dx, dw, d_bias out
     ///
     /// w is [K, 2N], or [2N, K] with --layout linear; with --layout separate there are w_gate and w_up [K, N] instead, and dw_gate and dw_up
     /// come out. All are F32, F16 or BF16 alike. What the flags leave open is taken from the file's metadata (layout, gate), then from the
