@@ -2,6 +2,7 @@
 // it chose. Optionally also the documents' sums, by atomic additions.
 //   ELEMENT, VECTORIZED, ROW_LANES, ROW_SLICES: see rows.cuh    WITH_DOCS: 0 or 1
 #include "gradients.cuh"
+#include "ptx/sync.cuh"
 
 constexpr u32 WARPS = 8, UNROLL = 4;
 
@@ -32,6 +33,8 @@ DEV Choice choice(const GradientParams& params, u32 query, u32 token, u32 i, u32
 }
 
 KERNEL __launch_bounds__(WARPS * WARP, 4) maxsim_backward_queries(const __grid_constant__ GradientParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   const u32 query = blockIdx.x, token = blockIdx.y * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const Items& items = params.items;
   if (token >= params.queries.size(query)) return;

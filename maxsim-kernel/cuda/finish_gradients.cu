@@ -1,6 +1,7 @@
 // From f32 sums to gradients: the queries' partial sums added in order, the documents' atomic sums through the norm.
 //   ELEMENT, VECTORIZED, ROW_LANES, ROW_SLICES: see rows.cuh
 #include "gradients.cuh"
+#include "ptx/sync.cuh"
 
 constexpr u32 WARPS = 8;
 
@@ -15,6 +16,8 @@ struct FinishParams {
 };
 
 KERNEL __launch_bounds__(WARPS * WARP) maxsim_finish(const __grid_constant__ FinishParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   for (u64 row = (u64)blockIdx.x * WARPS + threadIdx.x / WARP; row < params.tokens; row += (u64)gridDim.x * WARPS) {
     Sum sum;
     sum.clear();
@@ -32,5 +35,7 @@ struct ClearParams {
   u64 count;
 };
 KERNEL __launch_bounds__(256) maxsim_clear(const __grid_constant__ ClearParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < params.count; i += (u64)gridDim.x * blockDim.x) params.values[i] = 0.f;
 }

@@ -2,6 +2,7 @@
 //   ELEMENT: F32, F16 or BF16    WITH_ARGMAX: 0 or 1
 #include "items.cuh"
 #include "numerics.cuh"
+#include "ptx/sync.cuh"
 
 typedef ELEMENT E;
 
@@ -28,6 +29,8 @@ DEV void load_panel(Panel& panel, const Texts& texts, u64 row, u32 rows, u32 k, 
 }
 
 KERNEL __launch_bounds__(THREADS, 2) maxsim_forward_portable(const __grid_constant__ ForwardParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   __shared__ Panel of_queries, of_docs;
   __shared__ float best_values[TILE_ROWS];
   const Items& items = params.items;

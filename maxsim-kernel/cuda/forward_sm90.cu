@@ -2,10 +2,13 @@
 //   ELEMENT: BF16 or F16    WITH_ARGMAX: 0 or 1
 //   TILE_TOKENS: document tokens of a full tile    QUERY_BLOCKS: d / 64 rounded up when queries are held in registers (1, 2), else 0
 //
-// One producer thread streams document tiles through a ring of shared memory by TMA; each consumer warpgroup holds one query tile and meets
-// every document tile with it, so that a tile is loaded once for all of a block's queries. The reduced axis lies in registers: a thread keeps
-// the best of its columns for its two rows, and a quad exchanges them once a document. Each consumer has one accumulator and takes turns with
-// the others on the tensor cores: three are enough to hide the search for the best.
+// One producer thread streams document tiles through a ring of shared memory by TMA. Consumer warpgroups multiply and search: the reduced axis
+// lies in registers, a thread keeps the best of its columns for its two rows, and a quad exchanges them once a document. The other warps of the
+// producer's warpgroup add up what the consumers found, one warp a consumer, off the path of the tensor cores.
+//
+// Either every consumer holds a query tile of its own and meets every document tile, which is loaded once for all of them; or (`split`) there is
+// one query tile, and consumers take documents in turn, each with a ring of its own. Each consumer has one accumulator and takes turns with the
+// others on the tensor cores: three are enough to hide the search for the best.
 #include "items.cuh"
 #include "numerics.cuh"
 #include "ptx/barrier.cuh"
@@ -23,10 +26,13 @@ struct HopperParams {
   u32 dim;
   float* sums;  // scores, or partial sums of long queries
   int* argmax;
-  u32 warpgroups;  // consumers: query tiles of a block
-  u32 slots;       // of the ring
+  u32 warpgroups;  // consumers
+  u32 tiles;       // query tiles of a block: one a consumer, or 1 when documents are split among consumers
+  u32 slots;       // of a ring
   u32 epoch;       // of this call
   u32* nan_epoch;  // set to `epoch` when some argmax is left at UNSETTLED
+  DEV bool split() const { return tiles < warpgroups; }
+  DEV u32 rings() const { return split() ? warpgroups : 1; }
 };
 
 // The argmax of a NaN maximum: which token it was is found by maxsim_settle.
@@ -41,87 +47,136 @@ constexpr bool IN_REGISTERS = QUERY_BLOCKS > 0;
 constexpr u32 HELD_BLOCKS = IN_REGISTERS ? QUERY_BLOCKS : 1;
 constexpr u32 MAX_WARPGROUPS = 3, MAX_SLOTS = 32;
 
-// What the producer says of a tile: tokens in bits 0..16, then flags.
-constexpr u32 TOKENS_MASK = 0xffff, LAST_TILE = 1u << 16, MASKED = 1u << 17;
+// What the producer says of a tile: tokens in bits 0 .. 15, then flags.
+constexpr u32 TOKENS_MASK = 0xffff, LAST_TILE = 1u << 16, MASKED = 1u << 17, NEW_QUERIES = 1u << 18, STOP = 1u << 19;
+struct alignas(16) TileInfo {
+  u32 about, doc, slot, row_block;
+};
 
 // Lane 0's value: what decides whether a warp multiplies must be seen to be the same in all lanes.
 DEV u32 uniform(u32 x) { return __shfl_sync(~0u, x, 0); }
 
 struct Ring {
-  u32 stage = 0, parity = 0;
+  u32 stage, parity;
   DEV void next(u32 slots) {
     if (++stage == slots) stage = 0, parity ^= 1;
   }
 };
 
-// Shared memory behind the tiles.
-struct Control {
-  u64 full[MAX_SLOTS], empty[MAX_SLOTS], queries_full, queries_empty;
-  u32 tiles[MAX_SLOTS];
-  float best[MAX_WARPGROUPS][2][TILE_ROWS];
-  // What is needed of a query tile once a document is done; in registers it would crowd out the accumulators.
-  u32 bounds[MAX_WARPGROUPS][TILE_ROWS + 1];  // rows of the tile where its queries begin
-  RowInfo rows[MAX_WARPGROUPS][TILE_ROWS];
-  alignas(8) float factors[MAX_WARPGROUPS][2][FULL];  // of the columns of a masked or normalised tile: inverse norms, -1 where masked
-  QueryTile held[MAX_WARPGROUPS];
+// What a consumer found of a document, for the warp that adds it up.
+struct Result {
+  float best[TILE_ROWS];
+  int index[WITH_ARGMAX ? TILE_ROWS : 1];
+  u32 doc, slot, empty, stop;
 };
 
-static_assert(sizeof(Control) <= 13 * 1024, "CONTROL_BYTES of the launcher, less 1024 to align the tiles");
+// What must be known of a consumer's query tile once a document is done; in registers it would crowd out the accumulators.
+struct Held {
+  QueryTile tile;
+  RowInfo rows[TILE_ROWS];
+  u32 bounds[TILE_ROWS + 1];  // rows of the tile where its queries begin
+};
 
-DEV bool has_scales(const HopperParams& params) { return params.docs.scales != nullptr; }
+// Shared memory behind the tiles.
+struct Control {
+  TileInfo tiles[MAX_SLOTS];
+  u64 full[MAX_SLOTS], empty[MAX_SLOTS];  // of the slots
+  u64 queries_full[MAX_WARPGROUPS], queries_empty[MAX_WARPGROUPS];
+  u64 result_full[MAX_WARPGROUPS][2], result_empty[MAX_WARPGROUPS][2];
+  Result results[MAX_WARPGROUPS][2];
+  Held held[MAX_WARPGROUPS];
+  // Of the columns of a masked or normalised tile: inverse norms, -1 where masked.
+  alignas(8) float factors[MAX_WARPGROUPS][2][FULL];
+  // The producer's own.
+  Ring rings[MAX_WARPGROUPS];
+  Unit units[MAX_WARPGROUPS];  // whose queries were loaded last
+  u32 loads[MAX_WARPGROUPS];
+};
+static_assert(sizeof(Control) <= 17 * 1024, "CONTROL_BYTES of the launcher, less 1024 to align the tiles");
 
-DEV void produce(const HopperParams& params, const TensorMap& map_queries, const TensorMap& map_full, const TensorMap& map_quarter, u32 tiles, u32 ring, Control& control) {
-  const Items& items = params.items;
-  const u32 k_blocks = IN_REGISTERS ? QUERY_BLOCKS : ceil_div(params.dim, 64);
-  const u32 full = shared_address(control.full), empty = shared_address(control.empty);
-  const u32 queries_full = shared_address(&control.queries_full), queries_empty = shared_address(&control.queries_empty);
-  Ring at;
-  Unit held = {~0u, 0, 0, ~0u};
-  u32 loads = 0;
-  for (u32 chunk = 0; chunk < items.chunks; ++chunk) {
-    const u32* range = items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x;
-    const u32 last = range[1];
-    for (u32 index = range[0]; index < last; ++index) {
-      const Unit unit = unit_at(items, chunk, index);
-      const u32 start = (u32)params.docs.start(unit.doc), end = params.docs.end(unit.doc);
-      const u32 masked = has_scales(params) || params.docs.has_holes(unit.doc) ? MASKED : 0;
-      if (!same_tiles(items, held, unit)) {
-        held = unit;
-        mbarrier::wait(queries_empty, (loads++ & 1) ^ 1);
-        u32 count = 0;
-        for (u32 w = 0; w < params.warpgroups; ++w) count += tile_of(items, params.queries, unit, w, params.warpgroups).rows > 0;
-        mbarrier::expect_bytes(queries_full, count * k_blocks * QUERY_BYTES);
-        for (u32 w = 0; w < params.warpgroups; ++w) {
-          const QueryTile tile = tile_of(items, params.queries, unit, w, params.warpgroups);
-          for (u32 k = 0; tile.rows > 0 && k < k_blocks; ++k)
-            tma::load_2d(tiles + (w * k_blocks + k) * QUERY_BYTES, &map_queries, queries_full, (int)(k * 64), (int)tile.row);
-        }
+DEV u32 k_blocks_of(const HopperParams& params) { return IN_REGISTERS ? HELD_BLOCKS : ceil_div(params.dim, 64); }
+
+struct Producer {
+  const HopperParams& params;
+  const TensorMap& map_queries;
+  const TensorMap& map_full;
+  const TensorMap& map_quarter;
+  u32 tiles, ring;  // shared memory
+  Control& control;
+
+  DEV void load_queries(const Unit& unit, u32 r) {
+    const u32 k_blocks = k_blocks_of(params), first = params.split() ? r : 0, last = params.split() ? r + 1 : params.warpgroups;
+    for (u32 w = first; w < last; ++w) {
+      const u32 barrier = shared_address(control.queries_full + w);
+      mbarrier::wait(shared_address(control.queries_empty + w), (control.loads[r] & 1) ^ 1);
+      const QueryTile tile = tile_of(params.items, params.queries, unit, w - first, params.tiles);
+      if (tile.rows == 0) {
+        mbarrier::arrive(barrier);
+        continue;
       }
-      u32 token = 0;
-      do {  // an empty document is one tile without tokens
-        const u32 tokens = min_of(FULL, end - token);
-        const u32 quarters = ceil_div(tokens, QUARTER);
-        const bool whole = tokens > 3 * QUARTER;
-        for (u32 k = 0; k < (tokens ? k_blocks : 1); ++k) {
-          const u32 barrier = full + 8 * at.stage, to = ring + at.stage * SLOT_BYTES;
-          mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
-          if (k == 0) control.tiles[at.stage] = tokens | (token + FULL >= end ? LAST_TILE : 0) | masked;
-          if (tokens == 0) mbarrier::arrive(barrier);
-          else if (whole) {
-            mbarrier::expect_bytes(barrier, SLOT_BYTES);
-            tma::load_2d(to, &map_full, barrier, (int)(k * 64), (int)(start + token));
-          } else {
-            mbarrier::expect_bytes(barrier, quarters * QUARTER * BLOCK_BYTES);
-            for (u32 i = 0; i < quarters; ++i)
-              tma::load_2d(to + i * QUARTER * BLOCK_BYTES, &map_quarter, barrier, (int)(k * 64), (int)(start + token + i * QUARTER));
-          }
-          at.next(params.slots);
+      mbarrier::expect_bytes(barrier, k_blocks * QUERY_BYTES);
+      for (u32 k = 0; k < k_blocks; ++k)
+        tma::load_2d(tiles + (w * k_blocks + k) * QUERY_BYTES, &map_queries, barrier, (int)(k * 64), (int)tile.row);
+    }
+    ++control.loads[r];
+  }
+
+  // All tiles of a document; an empty one has a tile without tokens.
+  DEV void load_document(const Unit& unit, u32 r, u32 flags) {
+    const u32 start = (u32)params.docs.start(unit.doc), end = params.docs.end(unit.doc), first_slot = r * params.slots;
+    if (params.docs.scales || params.docs.has_holes(unit.doc)) flags |= MASKED;
+    Ring at = control.rings[r];
+    u32 token = 0;
+    do {
+      const u32 tokens = min_of(FULL, end - token), quarters = ceil_div(tokens, QUARTER), blocks = tokens ? k_blocks_of(params) : 1;
+      for (u32 k = 0; k < blocks; ++k) {
+        const u32 slot = first_slot + at.stage, barrier = shared_address(control.full + slot), to = ring + slot * SLOT_BYTES;
+        mbarrier::wait(shared_address(control.empty + slot), at.parity ^ 1);
+        if (k == 0) control.tiles[slot] = {tokens | (token + FULL >= end ? LAST_TILE : 0) | flags, unit.doc, unit.slot, unit.row_block};
+        if (tokens == 0) mbarrier::arrive(barrier);
+        else if (tokens > 3 * QUARTER) {
+          mbarrier::expect_bytes(barrier, SLOT_BYTES);
+          tma::load_2d(to, &map_full, barrier, (int)(k * 64), (int)(start + token));
+        } else {
+          mbarrier::expect_bytes(barrier, quarters * QUARTER * BLOCK_BYTES);
+          for (u32 i = 0; i < quarters; ++i)
+            tma::load_2d(to + i * QUARTER * BLOCK_BYTES, &map_quarter, barrier, (int)(k * 64), (int)(start + token + i * QUARTER));
         }
-        token += FULL;
-      } while (token < end);
+        at.next(params.slots);
+      }
+      token += FULL;
+      flags &= ~NEW_QUERIES;
+    } while (token < end);
+    control.rings[r] = at;
+  }
+
+  DEV void run() {
+    const Items& items = params.items;
+    for (u32 w = 0; w < MAX_WARPGROUPS; ++w) control.rings[w] = {0, 0}, control.units[w] = {~0u, 0, 0, ~0u}, control.loads[w] = 0;
+    u32 r = 0;
+    for (u32 chunk = 0; chunk < items.chunks; ++chunk) {
+      const u32* range = items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x;
+      const u32 last = range[1];
+      for (u32 index = range[0]; index < last; ++index) {
+        const Unit unit = unit_at(items, chunk, index);
+        const bool fresh = !same_tiles(items, control.units[r], unit);
+        if (fresh) {
+          control.units[r] = unit;
+          load_queries(unit, r);
+        }
+        load_document(unit, r, fresh ? NEW_QUERIES : 0);
+        if (++r == params.rings()) r = 0;
+      }
+    }
+    for (r = 0; r < params.rings(); ++r) {
+      const Ring at = control.rings[r];
+      const u32 slot = r * params.slots + at.stage;
+      mbarrier::wait(shared_address(control.empty + slot), at.parity ^ 1);
+      control.tiles[slot] = {STOP, 0, 0, 0};
+      mbarrier::arrive(shared_address(control.full + slot));
     }
   }
-}
+};
 
 // The best so far of a thread's two rows, rows lane / 4 and lane / 4 + 8 of its warp's 16.
 struct Found {
@@ -133,31 +188,31 @@ struct Found {
   }
 };
 
-// Takes the best of `count` columns from column `FROM` on: accumulator 4 j + 2 r + e is row r, column 8 j + 2 (lane % 4) + e. Pairs of columns
-// are compared first: five instructions for two columns with the index, of which the pair and its first value are remembered.
-template <u32 FROM, u32 COUNT, u32 SIZE> DEV void search(const float (&acc)[SIZE], Found& found, int token) {
-  if constexpr (COUNT > 0) {
-    if constexpr (!WITH_ARGMAX) {
+// Takes the best of the columns: accumulator 4 j + 2 r + e is row r, column 8 j + 2 (lane % 4) + e. Pairs of columns are compared first: five
+// instructions for two columns with the index, of which the pair and its first value are remembered.
+template <u32 COLUMNS, u32 SIZE> DEV void search(const float (&acc)[SIZE], Found& found, int token) {
+  if constexpr (!WITH_ARGMAX) {
 #pragma unroll
-      for (u32 j = FROM / 8; j < (FROM + COUNT) / 8; ++j)
+    for (u32 j = 0; j < COLUMNS / 8; ++j)
 #pragma unroll
-        for (u32 r = 0; r < 2; ++r) found.value[r] = max_nan(found.value[r], max_nan(acc[4 * j + 2 * r], acc[4 * j + 2 * r + 1]));
-    } else {
+      for (u32 r = 0; r < 2; ++r) found.value[r] = max_nan(found.value[r], max_nan(acc[4 * j + 2 * r], acc[4 * j + 2 * r + 1]));
+  } else {
+    float best[2] = {found.value[0], found.value[1]}, first[2] = {0.f, 0.f};
+    int pair[2] = {-1, -1};
+#pragma unroll
+    for (u32 j = 0; j < COLUMNS / 8; ++j)
 #pragma unroll
       for (u32 r = 0; r < 2; ++r) {
-        float best = found.value[r], first = 0.f;
-        int pair = -1;
-#pragma unroll
-        for (u32 j = FROM / 8; j < (FROM + COUNT) / 8; ++j) {
-          const float left = acc[4 * j + 2 * r], value = max_nan(left, acc[4 * j + 2 * r + 1]);
-          const bool better = value > best;
-          best = max_nan(best, value);
-          pair = better ? (int)(8 * j) : pair;
-          first = better ? left : first;
-        }
-        if (pair >= 0) found.index[r] = token + pair + (first == best ? 0 : 1);
-        found.value[r] = best;
+        const float left = acc[4 * j + 2 * r], value = max_nan(left, acc[4 * j + 2 * r + 1]);
+        const bool better = value > best[r];
+        best[r] = max_nan(best[r], value);
+        pair[r] = better ? (int)(8 * j) : pair[r];
+        first[r] = better ? left : first[r];
       }
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) {
+      found.index[r] = pair[r] >= 0 ? token + pair[r] + (first[r] == best[r] ? 0 : 1) : found.index[r];
+      found.value[r] = best[r];
     }
   }
 }
@@ -190,14 +245,15 @@ template <u32 COLUMNS, u32 SIZE> DEV void apply(float (&acc)[SIZE], const float*
 struct Consumer {
   const HopperParams& params;
   Control& control;
-  u32 ring, queries;  // shared memory: the ring, this warpgroup's query tile
+  u32 ring, queries;  // shared memory: this warpgroup's ring and query tile
+  u32 first_slot;     // of its ring in `control`
   u32 k_blocks, warpgroup;
   Ring at;
   u32 factor_turn;
 
-  DEV u32 full() const { return shared_address(control.full) + 8 * at.stage; }
+  DEV u32 full() const { return shared_address(control.full) + 8 * (first_slot + at.stage); }
   DEV void release(u32 stage) const {
-    if (threadIdx.x % WARPGROUP == 0) mbarrier::arrive(shared_address(control.empty) + 8 * stage);
+    if (threadIdx.x % WARPGROUP == 0) mbarrier::arrive(shared_address(control.empty) + 8 * (first_slot + stage));
   }
 
   // Two buffers in turn: whoever writes one has passed the barrier of the other, and so have all who read this one before.
@@ -264,86 +320,100 @@ struct Consumer {
     const int first_column = (int)(token + threadIdx.x % 4 * 2);
     if (about & MASKED) {
       apply<COLUMNS>(acc, factors);
-      search<0, COLUMNS>(acc, found, first_column);
+      search<COLUMNS>(acc, found, first_column);
     } else {
       // Only the last quarter (of a full tile: what is beyond three) can be beyond the document.
       constexpr u32 SURE = COLUMNS == FULL ? 3 * QUARTER : COLUMNS - QUARTER;
       if (tokens < COLUMNS) cut<SURE, COLUMNS - SURE>(acc, tokens);
-      search<0, COLUMNS>(acc, found, first_column);
+      search<COLUMNS>(acc, found, first_column);
     }
+  }
+
+  // Takes over a query tile: its rows into registers, and what the adding warp must know of them.
+  // Gives whether there is no tile to multiply.
+  template <u32 HELD> DEV bool take_queries(u32 (&fragments)[HELD][4], const TileInfo& info, u32 loads, u32 results) {
+    const u32 thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
+    Held& held = control.held[warpgroup];
+    if (results > 0) mbarrier::wait(shared_address(control.result_empty[warpgroup] + ((results - 1) & 1)), ((results - 1) >> 1) & 1);
+    const u32 query = params.items.pairing == Pairing::Cross ? 0 : params.items.query_of(info.slot);
+    const Unit unit = {info.row_block, info.doc, info.slot, query};
+    const QueryTile tile = tile_of(params.items, params.queries, unit, params.split() ? 0 : warpgroup, params.tiles);
+    if (thread < TILE_ROWS) held.rows[thread] = row_info(params.items, params.queries, tile, thread);
+    if (thread == 0) held.tile = tile;
+    if (tile.queries > 1) {
+      if (thread <= tile.queries) held.bounds[thread] = (u32)(params.queries.start(tile.query + thread) - tile.row);
+    } else if (thread < 2) held.bounds[thread] = thread ? tile.rows : 0;
+    mbarrier::wait(shared_address(control.queries_full + warpgroup), loads & 1);
+    if constexpr (IN_REGISTERS) {
+      const u32 row = warp * 16 + lane % 16;
+#pragma unroll
+      for (u32 k = 0; k < 4 * HELD_BLOCKS; ++k) {
+        const u32 piece = k % 4 * 2 + lane / 16;
+        load_matrix_x4(fragments[k], queries + k / 4 * QUERY_BYTES + row * BLOCK_BYTES + ((piece ^ (row & 7)) << 4));
+      }
+    }
+    named_barrier(warpgroup + 1, WARPGROUP);
+    if (IN_REGISTERS && thread == 0) mbarrier::arrive(shared_address(control.queries_empty + warpgroup));
+    return uniform(tile.rows) == 0;
   }
 
   DEV void run() {
-    const Items& items = params.items;
-    const u32 thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
-    const u32 queries_full = shared_address(&control.queries_full), queries_empty = shared_address(&control.queries_empty);
+    const u32 thread = threadIdx.x % WARPGROUP;
     u32 fragments[4 * HELD_BLOCKS][4];
-    Unit held = {~0u, 0, 0, ~0u};
-    u32 loads = 0, turn = 0;
+    u32 loads = 0, results = 0, token = 0;
     bool idle = true;
-    for (u32 chunk = 0; chunk < items.chunks; ++chunk) {
-      const u32* range = items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x;
-      const u32 first = uniform(range[0]), last = uniform(range[1]);
+    Found found;
+    found.clear();
 #pragma unroll 1
-      for (u32 index = first; index < last; ++index) {
-        const Unit unit = unit_at(items, chunk, index);
-        if (!same_tiles(items, held, unit)) {
-          if (!IN_REGISTERS && loads > 0 && thread == 0) mbarrier::arrive(queries_empty);
-          held = unit;
-          const QueryTile tile = tile_of(items, params.queries, unit, warpgroup, params.warpgroups);
-          idle = uniform(tile.rows) == 0;
-          named_barrier(warpgroup + 1, WARPGROUP);  // the sums of the last tile have been made
-          if (thread < TILE_ROWS) control.rows[warpgroup][thread] = row_info(items, params.queries, tile, thread);
-          if (thread == 0) control.held[warpgroup] = tile;
-          if (tile.queries > 1) {
-            if (thread <= tile.queries) control.bounds[warpgroup][thread] = (u32)(params.queries.start(tile.query + thread) - tile.row);
-          } else if (thread < 2) control.bounds[warpgroup][thread] = thread ? tile.rows : 0;
-          mbarrier::wait(queries_full, loads++ & 1);
-          if constexpr (IN_REGISTERS) {
-            const u32 row = warp * 16 + lane % 16;
-#pragma unroll
-            for (u32 k = 0; k < 4 * HELD_BLOCKS; ++k) {
-              const u32 piece = k % 4 * 2 + lane / 16;
-              load_matrix_x4(fragments[k], queries + k / 4 * QUERY_BYTES + row * BLOCK_BYTES + ((piece ^ (row & 7)) << 4));
-            }
-          }
-          named_barrier(warpgroup + 1, WARPGROUP);
-          if (IN_REGISTERS && thread == 0) mbarrier::arrive(queries_empty);
+    while (true) {
+      mbarrier::wait(full(), at.parity);
+      const TileInfo& info = control.tiles[first_slot + at.stage];
+      const u32 about = uniform(info.about), doc = info.doc, slot = info.slot;
+      if (about & STOP) break;
+      if (about & NEW_QUERIES) {
+        if (!IN_REGISTERS && loads > 0 && thread == 0) mbarrier::arrive(shared_address(control.queries_empty + warpgroup));
+        idle = take_queries(fragments, info, loads++, results);
+      }
+      const u32 tokens = about & TOKENS_MASK;
+      if (tokens == 0 || idle) {  // nothing to multiply: only pass the blocks on
+        for (u32 k = 0; k < (tokens ? k_blocks : 1); ++k) {
+          if (k > 0) mbarrier::wait(full(), at.parity);
+          release(at.stage);
+          at.next(params.slots);
         }
-        Found found;
+      } else if (tokens > 3 * QUARTER) tile<FULL>(fragments, found, doc, token, about);
+      else if (tokens > 2 * QUARTER) tile<3 * QUARTER>(fragments, found, doc, token, about);
+      else if (tokens > QUARTER) tile<2 * QUARTER>(fragments, found, doc, token, about);
+      else tile<QUARTER>(fragments, found, doc, token, about);
+      token += FULL;
+      if (about & LAST_TILE) {
+        finish(found, doc, slot, results++, tokens == 0);
         found.clear();
-        u32 token = 0, about;
-        do {
-          mbarrier::wait(full(), at.parity);
-          about = uniform(control.tiles[at.stage]);
-          const u32 tokens = about & TOKENS_MASK;
-          if (tokens == 0 || idle) {  // nothing to multiply: only pass the blocks on
-            for (u32 k = 0; k < (tokens ? k_blocks : 1); ++k) {
-              if (k > 0) mbarrier::wait(full(), at.parity);
-              release(at.stage);
-              at.next(params.slots);
-            }
-          } else if (tokens > 3 * QUARTER) this->tile<FULL>(fragments, found, unit.doc, token, about);
-          else if (tokens > 2 * QUARTER) this->tile<3 * QUARTER>(fragments, found, unit.doc, token, about);
-          else if (tokens > QUARTER) this->tile<2 * QUARTER>(fragments, found, unit.doc, token, about);
-          else this->tile<QUARTER>(fragments, found, unit.doc, token, about);
-          token += FULL;
-        } while (!(about & LAST_TILE));
-        finish(unit, found, turn, (about & TOKENS_MASK) == 0);
-        turn ^= 1;
+        token = 0;
       }
     }
+    Result& result = control.results[warpgroup][results & 1];
+    wait_result(results);
+    if (thread == 0) result.stop = 1;
+    hand_over(results);
   }
 
-  // A document is done: the best of each row among the quad's columns, then the sums of the tile's queries.
-  DEV void finish(const Unit& unit, Found& found, u32 turn, bool empty) const {
-    const Items& items = params.items;
+  DEV void wait_result(u32 number) const {
+    mbarrier::wait(shared_address(control.result_empty[warpgroup] + (number & 1)), ((number >> 1) & 1) ^ 1);
+  }
+  DEV void hand_over(u32 number) const {
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) mbarrier::arrive(shared_address(control.result_full[warpgroup] + (number & 1)));
+  }
+
+  // A document is done: the best of each row among the quad's columns.
+  DEV void finish(Found& found, u32 doc, u32 slot, u32 number, bool empty) const {
     const u32 thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
-    float* best = control.best[warpgroup][turn];
+    Result& result = control.results[warpgroup][number & 1];
 #pragma unroll
-    for (u32 r = 0; r < 2; ++r) {
+    for (u32 offset = 1; offset < 4; offset *= 2)
 #pragma unroll
-      for (u32 offset = 1; offset < 4; offset *= 2) {
+      for (u32 r = 0; r < 2; ++r) {
         const float value = __shfl_xor_sync(~0u, found.value[r], offset);
         if (WITH_ARGMAX) {
           const int index = __shfl_xor_sync(~0u, found.index[r], offset);
@@ -351,30 +421,71 @@ struct Consumer {
         }
         found.value[r] = max_nan(found.value[r], value);
       }
-      if (lane % 4 == 0) {
+    wait_result(number);
+    if (lane % 4 == 0)
+#pragma unroll
+      for (u32 r = 0; r < 2; ++r) {
         const u32 row = warp * 16 + lane / 4 + r * 8;
-        const RowInfo& info = control.rows[warpgroup][row];
-        const bool counts = info.counts && !empty;
-        best[row] = counts ? found.value[r] * info.scale : 0.f;
-        if (WITH_ARGMAX && info.exists) {
-          int index = counts ? found.index[r] : -1;
-          if (counts && index < 0) index = params.docs.first(unit.doc);  // all are -inf
-          if (counts && found.value[r] != found.value[r]) index = UNSETTLED, *params.nan_epoch = params.epoch;
-          const u64 base = items.pairing == Pairing::Cross ? (u64)unit.doc * info.step
-                                                           : items.arguments(params.queries, unit.query, unit.doc, unit.slot);
-          params.argmax[base + info.argument] = index;
+        result.best[row] = found.value[r];
+        if (WITH_ARGMAX) result.index[row] = found.index[r];
+      }
+    if (thread == 0) result.doc = doc, result.slot = slot, result.empty = empty, result.stop = 0;
+    hand_over(number);
+  }
+};
+
+// Adds up what a consumer finds: one warp.
+struct Adder {
+  const HopperParams& params;
+  Control& control;
+  u32 warpgroup;
+
+  DEV float value(const Result& result, const Held& held, u32 row) const {
+    const RowInfo& info = held.rows[row];
+    return info.counts && !result.empty ? result.best[row] * info.scale : 0.f;
+  }
+
+  DEV void run() const {
+    const Items& items = params.items;
+    const u32 lane = threadIdx.x % WARP;
+    const Held& held = control.held[warpgroup];
+    for (u32 number = 0;; ++number) {
+      const Result& result = control.results[warpgroup][number & 1];
+      mbarrier::wait(shared_address(control.result_full[warpgroup] + (number & 1)), (number >> 1) & 1);
+      if (result.stop) break;
+      const Unit unit = {0, result.doc, result.slot, 0};
+      const QueryTile& tile = held.tile;
+      if (tile.queries > 8) {  // short ones: one lane each
+        for (u32 s = lane; s < tile.queries; s += WARP) {
+          float sum = 0.f;
+          for (u32 row = held.bounds[s]; row < held.bounds[s + 1]; ++row) sum += value(result, held, row);
+          params.sums[sum_index(items, tile, s, unit, params.tiles)] = sum;
+        }
+      } else {
+        for (u32 s = 0; s < tile.queries; ++s) {
+          const u32 to = held.bounds[s + 1];
+          float sum = 0.f;
+          for (u32 row = held.bounds[s] + lane; row < to; row += WARP) sum += value(result, held, row);
+          sum = warp_sum(sum);
+          if (lane == 0) params.sums[sum_index(items, tile, s, unit, params.tiles)] = sum;
         }
       }
-    }
-    named_barrier(warpgroup + 1, WARPGROUP);
-    // Of `best` there are two: whoever writes the next one has passed the barrier after it, and so have all who read this one.
-    const QueryTile& tile = control.held[warpgroup];
-    for (u32 s = warp; s < tile.queries; s += 4) {
-      const u32 to = control.bounds[warpgroup][s + 1];
-      float sum = 0.f;
-      for (u32 row = control.bounds[warpgroup][s] + lane; row < to; row += WARP) sum += best[row];
-      sum = warp_sum(sum);
-      if (lane == 0) params.sums[sum_index(items, tile, s, unit, params.warpgroups)] = sum;
+      if constexpr (WITH_ARGMAX) {
+        u64 base = 0;
+        if (items.pairing != Pairing::Cross) base = items.arguments(params.queries, tile.query, unit.doc, unit.slot);
+        for (u32 row = lane; row < tile.rows; row += WARP) {
+          const RowInfo& info = held.rows[row];
+          int index = -1;
+          if (info.counts && !result.empty) {
+            index = result.index[row];
+            if (index < 0) index = params.docs.first(unit.doc);  // all are -inf
+            if (result.best[row] != result.best[row]) index = UNSETTLED, *params.nan_epoch = params.epoch;
+          }
+          params.argmax[base + (u64)unit.doc * info.step + info.argument] = index;
+        }
+      }
+      __syncwarp();
+      if (lane == 0) mbarrier::arrive(shared_address(control.result_empty[warpgroup] + (number & 1)));
     }
   }
 };
@@ -383,30 +494,45 @@ KERNEL __launch_bounds__((1 + MAX_WARPGROUPS) * WARPGROUP, 1)
 maxsim_forward_sm90(const __grid_constant__ TensorMap map_queries, const __grid_constant__ TensorMap map_full,
                     const __grid_constant__ TensorMap map_quarter, const __grid_constant__ HopperParams params) {
   extern __shared__ u8 dynamic[];
-  const u32 k_blocks = IN_REGISTERS ? QUERY_BLOCKS : ceil_div(params.dim, 64);
+  const u32 k_blocks = k_blocks_of(params);
   const u32 tiles = (shared_address(dynamic) + 1023u) & ~1023u;  // 128-byte swizzle repeats every 1024 bytes
-  const u32 ring = tiles + params.warpgroups * k_blocks * QUERY_BYTES;
-  Control& control = *reinterpret_cast<Control*>(dynamic + (ring + params.slots * SLOT_BYTES - shared_address(dynamic)));
-  const u32 warpgroup = threadIdx.x / WARPGROUP;
+  const u32 ring = tiles + params.warpgroups * k_blocks * QUERY_BYTES, slots = params.rings() * params.slots;
+  Control& control = *reinterpret_cast<Control*>(dynamic + (ring + slots * SLOT_BYTES - shared_address(dynamic)));
+  const u32 warpgroup = threadIdx.x / WARPGROUP, warp = threadIdx.x / WARP;
   if (threadIdx.x == 0) {
     tma::prefetch_map(&map_queries);
     tma::prefetch_map(&map_full);
     tma::prefetch_map(&map_quarter);
-    for (u32 i = 0; i < params.slots; ++i) {
+    for (u32 i = 0; i < slots; ++i) {
       mbarrier::init(shared_address(control.full + i), 1);
-      mbarrier::init(shared_address(control.empty + i), params.warpgroups);
+      mbarrier::init(shared_address(control.empty + i), params.split() ? 1 : params.warpgroups);
     }
-    mbarrier::init(shared_address(&control.queries_full), 1);
-    mbarrier::init(shared_address(&control.queries_empty), params.warpgroups);
+    for (u32 w = 0; w < params.warpgroups; ++w) {
+      mbarrier::init(shared_address(control.queries_full + w), 1);
+      mbarrier::init(shared_address(control.queries_empty + w), 1);
+      for (u32 i = 0; i < 2; ++i) {
+        mbarrier::init(shared_address(control.result_full[w] + i), WARPGROUP / WARP);
+        mbarrier::init(shared_address(control.result_empty[w] + i), 1);
+      }
+    }
     mbarrier::fence_init();
   }
   __syncthreads();
+  grid_dependency_wait();
+  grid_dependency_launch();
   if (warpgroup == 0) {
-    registers_shrink<32>();
-    if (threadIdx.x == 0) produce(params, map_queries, map_full, map_quarter, tiles, ring, control);
+    registers_shrink<56>();
+    if (threadIdx.x == 0) {
+      Producer producer = {params, map_queries, map_full, map_quarter, tiles, ring, control};
+      producer.run();
+    } else if (warp > 0 && warp <= params.warpgroups) {
+      const Adder adder = {params, control, warp - 1};
+      adder.run();
+    }
   } else {
-    registers_grow<160>();
-    Consumer consumer = {params, control, ring, tiles + (warpgroup - 1) * k_blocks * QUERY_BYTES, k_blocks, warpgroup - 1, {}, 0};
+    registers_grow<152>();
+    const u32 w = warpgroup - 1, first_slot = params.split() ? w * params.slots : 0;
+    Consumer consumer = {params, control, ring + first_slot * SLOT_BYTES, tiles + w * k_blocks * QUERY_BYTES, first_slot, k_blocks, w, {0, 0}, 0};
     consumer.run();
   }
 }

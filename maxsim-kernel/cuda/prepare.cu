@@ -2,6 +2,7 @@
 //   ELEMENT: F32, F16 or BF16 (norms only)
 #include "items.cuh"
 #include "numerics.cuh"
+#include "ptx/sync.cuh"
 
 struct MaskParams {
   Texts texts;
@@ -13,6 +14,8 @@ struct MaskParams {
 
 // One warp a text: its mask as bits, its first and one past its last kept token.
 KERNEL __launch_bounds__(256) maxsim_mask(const __grid_constant__ MaskParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   const u32 lane = threadIdx.x % WARP, stride = gridDim.x * (blockDim.x / WARP);
   for (u32 text = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; text < params.texts.count; text += stride) {
     const u8* mask = params.mask + params.texts.start(text);
@@ -45,6 +48,8 @@ struct NormParams {
 
 // One warp a token: 1 / sqrt(max(|x|^2, 1e-12)). A NaN stays NaN.
 KERNEL __launch_bounds__(256) maxsim_norms(const __grid_constant__ NormParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   typedef ELEMENT E;
   const u32 lane = threadIdx.x % WARP;
   const u64 stride = (u64)gridDim.x * (blockDim.x / WARP);
@@ -69,6 +74,8 @@ struct PadParams {
 
 // Rows copied to where they are 16-byte aligned, zeros behind them.
 KERNEL __launch_bounds__(256) maxsim_pad(const __grid_constant__ PadParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   typedef ELEMENT E;
   const u32 lane = threadIdx.x % WARP;
   const u64 stride = (u64)gridDim.x * (blockDim.x / WARP);
@@ -91,6 +98,8 @@ struct ScheduleParams {
 
 // Divides the units among the blocks of the scoring launch by the tokens that the masks leave. One block.
 KERNEL __launch_bounds__(1024, 1) maxsim_schedule(const __grid_constant__ ScheduleParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   __shared__ u64 warps[WARP];
   __shared__ u64 total;
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -149,6 +158,8 @@ struct ReduceParams {
 
 // Scores of queries longer than a tile: their segments' sums, in order.
 KERNEL __launch_bounds__(256) maxsim_reduce(const __grid_constant__ ReduceParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   const Items& items = params.items;
   for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < params.count; i += (u64)gridDim.x * blockDim.x) {
     float sum = 0.f;

@@ -1,6 +1,7 @@
 // After a scoring launch that met a NaN maximum: which token it was. The first one whose similarity is NaN.
 //   ELEMENT: F16 or BF16
 #include "items.cuh"
+#include "ptx/sync.cuh"
 
 typedef ELEMENT E;
 
@@ -24,6 +25,8 @@ DEV float similarity(const SettleParams& params, u64 query_row, u64 doc_row) {
 
 // One warp a (query, document); it looks at its choices, and searches where one is unsettled.
 KERNEL __launch_bounds__(256) maxsim_settle(const __grid_constant__ SettleParams params) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   if (*params.nan_epoch != params.epoch) return;
   const Items& items = params.items;
   const u32 lane = threadIdx.x % WARP;

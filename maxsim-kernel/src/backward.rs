@@ -4,15 +4,13 @@ use kernel_core::Gpu;
 
 use crate::error::Result;
 use crate::kernels::{
-    BackwardDocs, BackwardQueries, FinishGradients, FinishParams, GradientParams, ItemsArg, MeetingsArg, TextsArg,
+    BackwardDocs, BackwardQueries, FinishGradients, FinishParams, GradientParams, ItemsArg, MeetingsArg, SURE_STEPS,
+    TextsArg,
 };
 use crate::problem::{BackwardRoute, Pairing, Problem};
 use crate::programs::OWNED;
 use crate::rows::RowAccess;
 use crate::workspace::splits;
-
-/// Query tokens that can choose in one document and still be listed at once (`CAPACITY` of `cuda/backward_docs.cu`), in steps of 32.
-const CAPACITY: usize = 4096;
 
 /// One call. Of `texts`, `meetings` and `gradients` the queries' is first; gradients are address and row stride, address 0 when not wanted.
 pub(crate) struct Call<'a> {
@@ -112,7 +110,7 @@ impl Backward {
             let rows = problem.docs.rows();
             unsafe {
                 kernels.finish.clear(stream, info, call.scratch, rows as u64 * problem.dim as u64)?;
-                both.launch(stream, queries, longest_query, &params(0, 1))?;
+                both.launch(gpu, queries, longest_query, &params(0, 1))?;
                 kernels.finish.finish(stream, info, &finish(1, rows, 1))?;
             }
             return Ok(());
@@ -121,7 +119,7 @@ impl Backward {
             // In the unified route the scratch may be smaller than the parts of a cut sum.
             let split = if kernels.both.is_some() { 1 } else { split };
             // SAFETY: as above.
-            unsafe { kernels.queries.launch(stream, queries, longest_query, &params(0, split)) }?;
+            unsafe { kernels.queries.launch(gpu, queries, longest_query, &params(0, split)) }?;
             if split > 1 {
                 // SAFETY: as above.
                 unsafe { kernels.finish.finish(stream, info, &finish(0, problem.queries.rows(), split)) }?;
@@ -132,7 +130,7 @@ impl Backward {
             // SAFETY: as above.
             unsafe {
                 let params = params(1, steps_per_query);
-                kernels.docs.launch(stream, problem.docs.count(), problem.docs.longest(), &params)?;
+                kernels.docs.launch(gpu, problem.docs.count(), problem.docs.longest(), &params)?;
             }
         }
         Ok(())
@@ -141,10 +139,10 @@ impl Backward {
 
 /// Document tokens of a block of `backward_docs`, or `None` where the lists may not fit at once.
 fn owned(problem: &Problem) -> Option<usize> {
-    let longest = problem.queries.longest();
+    let steps = problem.queries.longest().div_ceil(32);
     match &problem.pairing {
-        Pairing::Cross => (problem.queries.rows() <= CAPACITY).then_some(OWNED[0]),
-        Pairing::Candidates { .. } | Pairing::Pairs => (longest <= CAPACITY).then_some(OWNED[1]),
+        Pairing::Cross => (problem.queries.count() * steps <= SURE_STEPS).then_some(OWNED[0]),
+        Pairing::Candidates { .. } | Pairing::Pairs => (steps <= SURE_STEPS).then_some(OWNED[1]),
         // A document may stand in the list any number of times.
         Pairing::List(_) => None,
     }

@@ -13,6 +13,7 @@ mod rows;
 mod scorer;
 mod tables;
 mod tiles;
+mod top_k;
 mod workspace;
 
 pub use kernel_core;
@@ -23,3 +24,4 @@ pub use io::{Gradients, Inputs};
 pub use plan::{Plan, argmax_offset, packed_spans, workspace_bytes};
 pub use problem::{BackwardRoute, MAX_DIM, MAX_TOKENS, Options, Pairing, Problem, Route, Spans};
 pub use programs::variants;
+pub use top_k::{Ranking, TopK};

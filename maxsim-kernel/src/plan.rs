@@ -201,7 +201,7 @@ impl Plan {
                 starts: items.starts,
             };
             // SAFETY: `prefix` and `starts` are as large as the entries and the division say.
-            unsafe { self.prepare.schedule(stream, &params) }?;
+            unsafe { self.prepare.schedule(stream, gpu.info(), &params) }?;
         }
         let params = ForwardParams {
             items,

@@ -87,6 +87,18 @@ impl Spans {
         }
     }
 
+    /// Texts `range` alone, their rows counted from the first one's.
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::Padded { length, .. } => Self::Padded { count: range.len(), length: *length },
+            Self::Packed(offsets) => {
+                let offsets = &offsets[range.start..=range.end];
+                Self::Packed(offsets.iter().map(|offset| offset - offsets[0]).collect())
+            }
+        }
+    }
+
     fn check(&self, what: &'static str) -> Result<()> {
         if let Self::Packed(offsets) = self {
             let first = offsets.first().copied().unwrap_or(0);
@@ -386,6 +398,12 @@ mod tests {
         assert!(message(&Problem { pairing: list, ..good.clone() }).contains("entry 1 = (2, 1)"));
         let candidates = Pairing::Candidates { per_query: 3 };
         assert!(message(&Problem { pairing: candidates, ..good }).contains("3 for each of 2 queries"));
+    }
+
+    #[test]
+    fn slices_count_from_their_first_row() {
+        assert_eq!(Spans::of_lengths([3, 0, 2, 5]).slice(1..3), Spans::of_lengths([0, 2]));
+        assert_eq!(Spans::padded(7, 4).slice(2..5), Spans::padded(3, 4));
     }
 
     #[test]

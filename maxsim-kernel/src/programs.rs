@@ -26,6 +26,7 @@ program!(PREPARE, "prepare");
 program!(FORWARD_PORTABLE, "forward_portable");
 program!(FORWARD_SM90, "forward_sm90");
 program!(SETTLE, "settle");
+program!(TOP_K, "top_k");
 program!(BACKWARD_QUERIES, "backward_queries");
 program!(BACKWARD_DOCS, "backward_docs");
 program!(FINISH_GRADIENTS, "finish_gradients");
@@ -93,6 +94,10 @@ pub(crate) fn settle(dtype: DType) -> Variant {
     Variant { program: &SETTLE, entry: "maxsim_settle", defines, hot: false, min_arch: Some("sm_80") }
 }
 
+pub(crate) fn top_k() -> Variant {
+    Variant { program: &TOP_K, entry: "maxsim_top_k", defines: Vec::new(), hot: false, min_arch: Some("sm_80") }
+}
+
 /// `docs`: also sums the documents' gradient, by atomic additions.
 pub(crate) fn backward_queries(dtype: DType, access: RowAccess, docs: bool) -> Variant {
     let mut defines = row_defines(dtype, access);
@@ -111,6 +116,7 @@ pub(crate) fn backward_docs(dtype: DType, access: RowAccess, owned: Option<usize
     let mut defines = row_defines(dtype, access);
     defines.push(("OWNED", format!("{}u", owned.unwrap_or_else(|| access.batched_tokens(dtype)))));
     defines.push(("BATCHED", flag(owned.is_none())));
+    defines.push(("BLOCK_WARPS", access.block_warps(dtype).to_string()));
     Variant {
         program: &BACKWARD_DOCS,
         entry: "maxsim_backward_docs",
@@ -128,7 +134,7 @@ pub(crate) fn finish_gradients(dtype: DType, access: RowAccess, entry: &'static 
 
 /// Every kernel that this crate can launch.
 pub fn variants() -> Vec<Variant> {
-    let mut all = Vec::new();
+    let mut all = vec![top_k()];
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
         for entry in ["maxsim_mask", "maxsim_norms", "maxsim_pad", "maxsim_schedule", "maxsim_reduce"] {
             all.push(prepare(dtype, entry));

@@ -35,9 +35,19 @@ impl RowAccess {
         self.lanes * self.slices * if self.vectorized { 16 / dtype.size_bytes() } else { 1 }
     }
 
-    /// Document tokens that a block of `backward_docs.cu` owns when its f32 sums must lie in shared memory: 32 KB of them.
+    /// Warps of a block of `backward_docs.cu`.
+    pub(crate) fn block_warps(&self, dtype: DType) -> usize {
+        if self.width(dtype) > 128 { 8 } else { 16 }
+    }
+
+    /// Document tokens that a block of `backward_docs.cu` owns when their f32 sums must lie in shared memory, beside its lists within the
+    /// 99 KB that every GPU from sm_80 has.
     pub(crate) fn batched_tokens(&self, dtype: DType) -> usize {
-        (8192 / self.width(dtype)).min(64)
+        match self.width(dtype) {
+            0..=128 => 64,
+            129..=256 => 32,
+            _ => 4,
+        }
     }
 }
 
@@ -57,6 +67,6 @@ mod tests {
             }
         }
         assert_eq!(RowAccess::choose(DType::Bf16, 128, true).lanes, 16);
-        assert_eq!(RowAccess::choose(DType::Bf16, 1024, true).batched_tokens(DType::Bf16), 8);
+        assert_eq!(RowAccess::choose(DType::Bf16, 1024, true).batched_tokens(DType::Bf16), 4);
     }
 }

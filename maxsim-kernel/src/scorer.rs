@@ -69,8 +69,8 @@ impl Scorer {
             Pairing::Cross => query_tiles(&problem.queries).0.len(),
             _ => problem.queries.longest().div_ceil(TILE_ROWS),
         };
-        let warpgroups = Shape::choose(problem).warpgroups(info, problem.dim, tiles.max(1));
-        Division::new(problem, warpgroups, info.sm_count as usize, chunk_bytes)
+        let held = Shape::choose(problem).tiles_of_block(info, problem.dim, tiles.max(1));
+        Division::new(problem, held, info.sm_count as usize, chunk_bytes)
     }
 
     /// Elements of a padded row, where the route copies rows to where they are aligned.
@@ -99,7 +99,7 @@ impl Scorer {
         let with_argmax = usize::from(params.argmax != 0);
         match self {
             // SAFETY: the caller's promise.
-            Self::Portable(kernels) => unsafe { kernels[with_argmax].launch(gpu.stream(), division.blocks, &params) },
+            Self::Portable(kernels) => unsafe { kernels[with_argmax].launch(gpu, division.blocks, &params) },
             // SAFETY: the caller's promise.
             Self::Hopper(hopper) => unsafe { hopper.launch(gpu, problem, division, prepare, padded, params) },
         }
@@ -159,7 +159,8 @@ impl Hopper {
             dim: problem.dim as u32,
             sums: params.sums,
             argmax: params.argmax,
-            warpgroups: division.tiles as u32,
+            warpgroups: 0,
+            tiles: division.tiles as u32,
             slots: 0,
             epoch: self.epoch,
             nan_epoch,

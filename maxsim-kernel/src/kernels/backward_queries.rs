@@ -1,9 +1,8 @@
 //! `cuda/backward_queries.cu`: the queries' gradient, and in the unified route the documents' f32 sums.
 
-use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DType, Gpu, Kernel, LaunchConfig};
 
-use super::{GradientParams, load};
+use super::{GradientParams, load, overlapped};
 use crate::error::Result;
 use crate::programs;
 use crate::rows::RowAccess;
@@ -25,16 +24,16 @@ impl BackwardQueries {
     /// The addresses in `params` must be live memory of the sizes that the problem says.
     pub(crate) unsafe fn launch(
         &self,
-        stream: &CudaStream,
+        gpu: &Gpu,
         queries: usize,
         longest: usize,
         params: &GradientParams,
     ) -> Result<()> {
-        let config = LaunchConfig {
+        let config = overlapped(gpu.info(), LaunchConfig {
             grid: [queries as u32, longest.div_ceil(WARPS) as u32, params.splits],
             ..LaunchConfig::linear(1, WARPS as u32 * 32)
-        };
+        });
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
-        Ok(unsafe { self.kernel.launch(stream, &config, &[params]) }?)
+        Ok(unsafe { self.kernel.launch(gpu.stream(), &config, &[params]) }?)
     }
 }

@@ -3,7 +3,7 @@
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
 
-use super::{TextsArg, load};
+use super::{TextsArg, load, overlapped};
 use crate::error::Result;
 use crate::programs;
 use crate::rows::RowAccess;
@@ -66,5 +66,5 @@ impl FinishGradients {
 }
 
 fn spread(info: &DeviceInfo, blocks: u64) -> LaunchConfig {
-    LaunchConfig::linear(blocks.clamp(1, u64::from(info.sm_count * BLOCKS_PER_SM)) as u32, WARPS as u32 * 32)
+    overlapped(info, LaunchConfig::linear(blocks.clamp(1, u64::from(info.sm_count * BLOCKS_PER_SM)) as u32, WARPS as u32 * 32))
 }

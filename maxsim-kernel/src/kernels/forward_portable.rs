@@ -1,9 +1,8 @@
 //! `cuda/forward_portable.cu`: scores on the CUDA cores.
 
-use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, LaunchConfig};
 
-use super::{ForwardParams, load};
+use super::{ForwardParams, load, overlapped};
 use crate::error::Result;
 use crate::programs;
 
@@ -29,9 +28,9 @@ impl ForwardPortable {
 
     /// # Safety
     /// The addresses in `params` must be live memory of the sizes that the problem says; `blocks` as the division has it.
-    pub(crate) unsafe fn launch(&self, stream: &CudaStream, blocks: usize, params: &ForwardParams) -> Result<()> {
-        let config = LaunchConfig::linear(blocks as u32, THREADS);
+    pub(crate) unsafe fn launch(&self, gpu: &Gpu, blocks: usize, params: &ForwardParams) -> Result<()> {
+        let config = overlapped(gpu.info(), LaunchConfig::linear(blocks as u32, THREADS));
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
-        Ok(unsafe { self.kernel.launch(stream, &config, &[params]) }?)
+        Ok(unsafe { self.kernel.launch(gpu.stream(), &config, &[params]) }?)
     }
 }

@@ -3,7 +3,7 @@
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, MapType, Swizzle, TensorMap, TiledMap};
 
-use super::{ItemsArg, TextsArg, load};
+use super::{ItemsArg, TextsArg, load, overlapped};
 use crate::error::Result;
 use crate::problem::{Problem, Spans};
 use crate::programs;
@@ -16,8 +16,10 @@ const MAX_WARPGROUPS: usize = 3;
 const MAX_SLOTS: usize = 32;
 /// The ring is at least this deep.
 const MIN_SLOTS: usize = 4;
+/// A ring that one consumer has to itself is at least this deep.
+const MIN_RING: usize = 3;
 /// `Control` of the kernel, and the slack to align the tiles.
-const CONTROL_BYTES: usize = 14 * 1024;
+const CONTROL_BYTES: usize = 18 * 1024;
 /// Dimensions up to this hold queries in registers.
 const IN_REGISTERS: usize = 128;
 /// Document tokens of a full tile, as compiled; when queries are read from shared memory only [`SHARED_TILE`].
@@ -69,18 +71,25 @@ impl Shape {
         self.tokens * BLOCK_BYTES
     }
 
-    /// Consumers of a block for `tiles` query tiles: as many as there are tiles and shared memory, evenly.
-    pub(crate) fn warpgroups(self, info: &DeviceInfo, dim: usize, tiles: usize) -> usize {
+    /// Query tiles that a block holds of `tiles`: as many as there are consumers and shared memory, evenly.
+    pub(crate) fn tiles_of_block(self, info: &DeviceInfo, dim: usize, tiles: usize) -> usize {
         let free = info.shared_bytes_optin.saturating_sub(CONTROL_BYTES + MIN_SLOTS * self.slot_bytes());
-        let most = (free / (query_bytes(dim))).clamp(1, MAX_WARPGROUPS);
+        let most = (free / query_bytes(dim)).clamp(1, MAX_WARPGROUPS);
         tiles.div_ceil(tiles.div_ceil(most)).max(1)
     }
 
-    /// Depth of the ring, and bytes of dynamic shared memory.
-    fn ring(self, info: &DeviceInfo, dim: usize, warpgroups: usize) -> (usize, usize) {
-        let rest = info.shared_bytes_optin.saturating_sub(CONTROL_BYTES + warpgroups * query_bytes(dim));
-        let slots = (rest / self.slot_bytes()).min(MAX_SLOTS);
-        (slots, CONTROL_BYTES + warpgroups * query_bytes(dim) + slots * self.slot_bytes())
+    /// Consumers, slots of each ring, and bytes of dynamic shared memory. With one query tile documents are split among as many consumers as
+    /// leave each a ring that holds two tiles.
+    fn ring(self, info: &DeviceInfo, dim: usize, tiles: usize) -> (usize, usize, usize) {
+        let slots = |consumers: usize| {
+            let rest = info.shared_bytes_optin.saturating_sub(CONTROL_BYTES + consumers * query_bytes(dim));
+            (rest / self.slot_bytes()).min(MAX_SLOTS)
+        };
+        let deep = (2 * self.query_blocks).max(MIN_RING);
+        let split = (1..=MAX_WARPGROUPS).rev().find(|&consumers| slots(consumers) / consumers >= deep);
+        let (consumers, rings) = if tiles == 1 { (split.unwrap_or(1), split.unwrap_or(1)) } else { (tiles, 1) };
+        let ring = slots(consumers) / rings;
+        (consumers, ring, CONTROL_BYTES + consumers * query_bytes(dim) + rings * ring * self.slot_bytes())
     }
 }
 
@@ -105,6 +114,7 @@ pub(crate) struct HopperParams {
     pub(crate) sums: u64,
     pub(crate) argmax: u64,
     pub(crate) warpgroups: u32,
+    pub(crate) tiles: u32,
     pub(crate) slots: u32,
     pub(crate) epoch: u32,
     pub(crate) nan_epoch: u64,
@@ -148,10 +158,10 @@ impl ForwardSm90 {
         Ok(Self { kernel: load(gpu, &programs::forward_sm90(dtype, shape, argmax))?, shape })
     }
 
-    /// Fills in the depth of the ring. `params.warpgroups` as the division has it.
+    /// Fills in consumers and rings. `params.tiles` and `blocks` as the division has them.
     ///
     /// # Safety
-    /// The maps and addresses must describe live memory of the sizes that the problem says; `blocks` as the division has it.
+    /// The maps and addresses must describe live memory of the sizes that the problem says.
     pub(crate) unsafe fn launch(
         &self,
         stream: &CudaStream,
@@ -160,10 +170,10 @@ impl ForwardSm90 {
         [queries, full, quarter]: &[TensorMap; 3],
         params: &HopperParams,
     ) -> Result<()> {
-        let (slots, shared_bytes) = self.shape.ring(info, params.dim as usize, params.warpgroups as usize);
-        let params = HopperParams { slots: slots as u32, ..*params };
+        let (consumers, slots, shared_bytes) = self.shape.ring(info, params.dim as usize, params.tiles as usize);
+        let params = HopperParams { warpgroups: consumers as u32, slots: slots as u32, ..*params };
         let threads = (1 + params.warpgroups) * 128;
-        let config = LaunchConfig::linear(blocks as u32, threads).with_shared(shared_bytes as u32);
+        let config = overlapped(info, LaunchConfig::linear(blocks as u32, threads).with_shared(shared_bytes as u32));
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(stream, &config, &[queries, full, quarter, &params]) }?)
     }
@@ -203,14 +213,15 @@ mod tests {
             for tokens in TILE_TOKENS {
                 let shape = Shape { tokens: if dim > 128 { 128 } else { tokens }, query_blocks: 0 };
                 for tiles in [1, 2, 3, 4, 100] {
-                    let warpgroups = shape.warpgroups(&info, dim, tiles);
-                    let (slots, bytes) = shape.ring(&info, dim, warpgroups);
-                    assert!(slots >= MIN_SLOTS && bytes <= info.shared_bytes_optin, "d {dim}, {tiles} tiles: {slots}");
-                    assert!((1..=MAX_WARPGROUPS).contains(&warpgroups));
+                    let held = shape.tiles_of_block(&info, dim, tiles);
+                    let (consumers, ring, bytes) = shape.ring(&info, dim, held);
+                    assert!(ring >= MIN_RING && bytes <= info.shared_bytes_optin, "d {dim}, {tiles} tiles: {ring}");
+                    assert!((1..=MAX_WARPGROUPS).contains(&consumers) && (held == 1 || held == consumers));
                 }
             }
         }
-        assert_eq!(Shape { tokens: 152, query_blocks: 2 }.warpgroups(&info, 128, 128), 3);
-        assert_eq!(Shape { tokens: 152, query_blocks: 2 }.warpgroups(&info, 128, 4), 2);
+        let shape = Shape { tokens: 152, query_blocks: 2 };
+        assert_eq!((shape.tiles_of_block(&info, 128, 128), shape.tiles_of_block(&info, 128, 4)), (3, 2));
+        assert_eq!((shape.ring(&info, 128, 1).0, shape.ring(&info, 128, 3).0), (2, 3));
     }
 }

@@ -8,8 +8,9 @@ mod forward_sm90;
 mod params;
 mod prepare;
 mod settle;
+mod top_k;
 
-pub(crate) use backward_docs::BackwardDocs;
+pub(crate) use backward_docs::{BackwardDocs, SURE_STEPS};
 pub(crate) use backward_queries::BackwardQueries;
 pub(crate) use finish_gradients::{FinishGradients, FinishParams};
 pub(crate) use forward_portable::ForwardPortable;
@@ -17,11 +18,17 @@ pub(crate) use forward_sm90::{ForwardSm90, HopperParams, RowsAt, Shape, maps};
 pub(crate) use params::{ForwardParams, GradientParams, ItemsArg, MeetingsArg, TextsArg, pairing_code};
 pub(crate) use prepare::{MaskParams, NormParams, PadParams, Prepare, ReduceParams, ScheduleParams};
 pub(crate) use settle::{Settle, SettleParams};
+pub(crate) use top_k::{KeepBest, MOST, TopKParams, width};
 
-use kernel_core::{Gpu, Kernel, Variant};
+use kernel_core::{DeviceInfo, Gpu, Kernel, LaunchConfig, Variant};
 
 use crate::error::Result;
 
 fn load(gpu: &Gpu, variant: &Variant) -> Result<Kernel> {
     Ok(gpu.kernel(variant.program, variant.entry, &variant.defines)?)
+}
+
+/// A launch whose prologue may overlap the end of the one ahead of it: every kernel here begins with `grid_dependency_wait`.
+fn overlapped(info: &DeviceInfo, config: LaunchConfig) -> LaunchConfig {
+    config.with_programmatic(info.compute_capability >= (9, 0))
 }

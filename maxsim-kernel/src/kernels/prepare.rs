@@ -3,7 +3,7 @@
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
 
-use super::{ItemsArg, TextsArg, load};
+use super::{ItemsArg, TextsArg, load, overlapped};
 use crate::error::Result;
 use crate::programs;
 
@@ -91,9 +91,10 @@ impl Prepare {
 
     /// # Safety
     /// As [`Prepare::mask`].
-    pub(crate) unsafe fn schedule(&self, stream: &CudaStream, params: &ScheduleParams) -> Result<()> {
+    pub(crate) unsafe fn schedule(&self, stream: &CudaStream, info: &DeviceInfo, params: &ScheduleParams) -> Result<()> {
+        let config = overlapped(info, LaunchConfig::linear(1, SCHEDULE_THREADS));
         // SAFETY: as in `mask`.
-        Ok(unsafe { self.schedule.launch(stream, &LaunchConfig::linear(1, SCHEDULE_THREADS), &[params]) }?)
+        Ok(unsafe { self.schedule.launch(stream, &config, &[params]) }?)
     }
 
     /// # Safety
@@ -107,5 +108,5 @@ impl Prepare {
 
 /// A grid whose blocks stride over `blocks` shares.
 fn spread(info: &DeviceInfo, blocks: u64) -> LaunchConfig {
-    LaunchConfig::linear(blocks.clamp(1, u64::from(info.sm_count * BLOCKS_PER_SM)) as u32, THREADS)
+    overlapped(info, LaunchConfig::linear(blocks.clamp(1, u64::from(info.sm_count * BLOCKS_PER_SM)) as u32, THREADS))
 }

@@ -3,7 +3,7 @@
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
 
-use super::{ItemsArg, TextsArg, load};
+use super::{ItemsArg, TextsArg, load, overlapped};
 use crate::error::Result;
 use crate::programs;
 
@@ -38,7 +38,7 @@ impl Settle {
     /// # Safety
     /// The addresses in `params` must be live memory of the sizes that the problem says.
     pub(crate) unsafe fn launch(&self, stream: &CudaStream, info: &DeviceInfo, params: &SettleParams) -> Result<()> {
-        let config = LaunchConfig::linear(info.sm_count, THREADS);
+        let config = overlapped(info, LaunchConfig::linear(info.sm_count, THREADS));
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(stream, &config, &[params]) }?)
     }
