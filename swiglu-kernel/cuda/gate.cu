@@ -79,7 +79,6 @@ KERNEL __launch_bounds__(256) swiglu_gate_forward(const __grid_constant__ GateFo
 struct GateBackwardParams {
   const Storage *gate, *up;  // pre-activations, rows `stride` elements apart
   u64 stride;
-  const Storage *gate_bias, *up_bias;  // null when the pre-activations have theirs
   const Storage* dz;
   u64 dz_stride;
   Storage *d_gate, *d_up;  // may be `gate` and `up`
@@ -99,8 +98,6 @@ struct GateBackward {
       load_vector<ELEMENT, VECTOR>(p.gate + at.row * p.stride + column, g);
       load_vector<ELEMENT, VECTOR>(p.up + at.row * p.stride + column, u);
       load_vector<ELEMENT, VECTOR>(p.dz + at.row * p.dz_stride + column, dz);
-      add_bias(g, p.gate_bias, column);
-      add_bias(u, p.up_bias, column);
 #pragma unroll
       for (u32 i = 0; i < VECTOR; ++i) {
         const Activation a = activate_with_slope<GATE, EXACT>(g[i]);
@@ -114,6 +111,23 @@ struct GateBackward {
     }
   }
 };
+
+struct FillRowsParams {
+  const Storage* row;
+  Storage* to;
+  u64 stride, rows;
+  u32 vectors;
+};
+
+// Every row becomes `row`: the bias, before a product is added to it and the sum rounded once.
+KERNEL __launch_bounds__(256) swiglu_fill_rows(const __grid_constant__ FillRowsParams params) {
+  grid_dependency_wait();
+  for (Walk at(params.vectors); at.row < params.rows; at.next()) {
+    float values[VECTOR];
+    load_vector<ELEMENT, VECTOR>(params.row + at.column(), values);
+    store_vector<ELEMENT, VECTOR>(params.to + at.row * params.stride + at.column(), values);
+  }
+}
 
 KERNEL __launch_bounds__(256) swiglu_gate_backward(const __grid_constant__ GateBackwardParams params) {
   grid_dependency_wait();

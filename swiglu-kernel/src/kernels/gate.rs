@@ -33,7 +33,8 @@ fn wide(cols: usize, matrices: &[(At, usize)]) -> bool {
 fn config(info: &DeviceInfo, rows: usize, vectors: usize) -> LaunchConfig {
     let most = u64::from(info.sm_count * BLOCKS_PER_SM);
     let blocks = (rows as u64 * vectors as u64).div_ceil(u64::from(THREADS)).min(most);
-    LaunchConfig::linear(blocks as u32, THREADS)
+    // From sm_90 on the next kernel's blocks may come up while this one ends.
+    LaunchConfig::linear(blocks as u32, THREADS).with_programmatic(info.compute_capability >= (9, 0))
 }
 
 /// The same kernel for single and for wide accesses.
@@ -130,8 +131,6 @@ struct GateBackwardParams {
     gate: u64,
     up: u64,
     stride: u64,
-    gate_bias: u64,
-    up_bias: u64,
     dz: u64,
     dz_stride: u64,
     d_gate: u64,
@@ -153,8 +152,6 @@ pub(crate) struct GateBackwardCall {
     pub(crate) cols: usize,
     pub(crate) gate: Gate,
     pub(crate) preactivations: [At; 2],
-    /// Only for pre-activations that lack theirs.
-    pub(crate) bias: [u64; 2],
     pub(crate) dz: At,
     /// May be the pre-activations.
     pub(crate) gradients: [At; 2],
@@ -182,8 +179,6 @@ impl GateBackward {
             gate: gate.address,
             up: up.address,
             stride: gate.row_stride as u64,
-            gate_bias: call.bias[0],
-            up_bias: call.bias[1],
             dz: call.dz.address,
             dz_stride: call.dz.row_stride as u64,
             d_gate: d_gate.address,
@@ -197,6 +192,56 @@ impl GateBackward {
         };
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
         Ok(unsafe { kernel.launch(stream, &config(info, call.rows, vectors), &[&params]) }?)
+    }
+}
+
+/// `FillRowsParams` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FillRowsParams {
+    row: u64,
+    to: u64,
+    stride: u64,
+    rows: u64,
+    vectors: u32,
+}
+
+// SAFETY: plain data, laid out as the kernel's struct.
+unsafe impl KernelArg for FillRowsParams {}
+
+/// Copies one row to every row of a matrix.
+pub(crate) struct FillRows {
+    kernels: Pair,
+    element_bytes: usize,
+}
+
+impl FillRows {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType) -> Result<Self> {
+        Ok(Self { kernels: Pair::new(gpu, dtype, "swiglu_fill_rows")?, element_bytes: dtype.size_bytes() })
+    }
+
+    /// # Safety
+    /// `row` must be live memory of `cols` elements, `to` of `rows` such rows.
+    pub(crate) unsafe fn launch(
+        &self,
+        stream: &CudaStream,
+        info: &DeviceInfo,
+        row: u64,
+        to: At,
+        [rows, cols]: [usize; 2],
+    ) -> Result<()> {
+        let source = At { address: row, row_stride: to.row_stride };
+        let wide = wide(cols, &[(source, self.element_bytes), (to, self.element_bytes)]);
+        let (kernel, vectors) = self.kernels.choose(cols, wide);
+        let params = FillRowsParams {
+            row,
+            to: to.address,
+            stride: to.row_stride as u64,
+            rows: rows as u64,
+            vectors: vectors as u32,
+        };
+        // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
+        Ok(unsafe { kernel.launch(stream, &config(info, rows, vectors), &[&params]) }?)
     }
 }
 

@@ -5,7 +5,7 @@ use swiglu_kernel::kernel_core::Element;
 use swiglu_kernel::kernel_core::half::{bf16, f16};
 use swiglu_kernel::{
     Gate, Gpu, Gradients, Inputs, Layout, MlpGradients, MlpPlan, MlpProblem, Mode, Options, Order, Preactivations,
-    Route, cpu,
+    Route, VectorView, VectorViewMut, cpu,
 };
 
 use crate::case::{Case, Parts};
@@ -24,7 +24,9 @@ fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, k_out: usize, down_linear
     let [down_rows, down_cols] = problem.down_shape();
     let down = Matrix::<T>::noise(gpu, [down_rows, down_cols], case.gap, 4, 2.0 / (n as f32).sqrt());
     let dy = Matrix::<T>::noise(gpu, [m, k_out], case.gap, 6, 1.0);
-    let inputs = Inputs { x: x.view("x"), weights: weights.views(), bias: None };
+    let bias = Matrix::<T>::noise(gpu, [1, 2 * n], 0, 5, 0.5);
+    let view = case.bias.then(|| VectorView::new("bias", &bias.device, [2 * n]).expect("a view"));
+    let inputs = Inputs { x: x.view("x"), weights: weights.views(), bias: view };
     let mut plan = MlpPlan::new(gpu, problem, Options { route: case.route, mode: case.mode }).expect("a plan");
     let (mut y, mut saved) =
         (Matrix::<T>::poison(gpu, [m, k_out], case.gap), Matrix::<T>::poison(gpu, [m, 2 * n], case.gap));
@@ -36,12 +38,13 @@ fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, k_out: usize, down_linear
         Matrix::<G>::noise(gpu, [down_rows, down_cols], case.gap, 11, 0.1),
     );
     let mut d_weights = Parts::<G>::noise(gpu, case, 7, 0.1);
+    let mut d_bias = Matrix::<G>::noise(gpu, [1, 2 * n], 0, 9, 0.1);
     {
         let mut gradients = MlpGradients {
             layer: Gradients {
                 dx: Some(dx.view_mut("dx")),
                 d_weights: Some(d_weights.views_mut()),
-                d_bias: None,
+                d_bias: Some(VectorViewMut::new("d_bias", &mut d_bias.device, [2 * n]).expect("a view")),
                 accumulate,
             },
             d_down: Some(d_down.view_mut("d_down")),
@@ -49,7 +52,8 @@ fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, k_out: usize, down_linear
         let (down, dy) = (down.view("down"), dy.view("dy"));
         if case.mode == Mode::Recompute {
             let saved_view = saved.view("saved");
-            plan.backward(&inputs, &down, &dy, Preactivations::Saved(&saved_view), &mut gradients).expect("backward");
+            let from = if case.bias { Preactivations::Recompute } else { Preactivations::Saved(&saved_view) };
+            plan.backward(&inputs, &down, &dy, from, &mut gradients).expect("backward");
         } else {
             let mut view = saved.view_mut("saved");
             plan.backward(&inputs, &down, &dy, Preactivations::InPlace(&mut view), &mut gradients).expect("backward");
@@ -60,7 +64,7 @@ fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, k_out: usize, down_linear
     let host_inputs = cpu::Inputs {
         x: HostMatrix::new("x", &x.host, m, k).expect("a host view"),
         weights: weights.host(),
-        bias: None,
+        bias: case.bias.then_some(&bias.host[..]),
     };
     let host_down = HostMatrix::new("down", &down.host, down_rows, down_cols).expect("a host view");
     let (mut y_host, mut dx_host) = (vec![T::rounded(0.0); m * k_out], vec![T::rounded(0.0); m * k]);
@@ -70,13 +74,13 @@ fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, k_out: usize, down_linear
     }
     assert_close("y", error(&y.download(gpu), &y_host));
     let found: Vec<Vec<G>> = d_weights.0.iter().map(|part| part.download(gpu)).collect();
-    let d_down_found = d_down.download(gpu);
+    let (d_down_found, d_bias_found) = (d_down.download(gpu), d_bias.download(gpu));
     {
         let mut targets = cpu::MlpGradients {
             layer: cpu::Gradients {
                 dx: Some(HostMatrixMut::new("dx", &mut dx_host, m, k).expect("a host view")),
                 d_weights: Some(d_weights.host_mut()),
-                d_bias: None,
+                d_bias: Some(&mut d_bias.host[..]),
                 accumulate,
             },
             d_down: Some(HostMatrixMut::new("d_down", &mut d_down.host, down_rows, down_cols).expect("a host view")),
@@ -85,6 +89,7 @@ fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, k_out: usize, down_linear
         host.backward(&host_inputs, host_down, dy, None, &mut targets).expect("backward");
     }
     assert_close("dx", error(&dx.download(gpu), &dx_host));
+    assert_close("d_bias", error(&d_bias_found, &d_bias.host));
     assert_close("d_down", error(&d_down_found, &d_down.host));
     for (found, truth) in found.iter().zip(&d_weights.0) {
         assert_close("d_weights", error(found, &truth.host));
@@ -106,7 +111,7 @@ fn the_whole_mlp_agrees() {
     for (i, layout) in Layout::ALL.into_iter().enumerate() {
         let gate = Gate::ALL[i % 4];
         let mode = if i % 2 == 0 { Mode::InPlace } else { Mode::Recompute };
-        let case = Case { layout, gate, mode, gap: 8 * (i % 2), ..plain };
+        let case = Case { layout, gate, mode, bias: i % 3 != 0, gap: 8 * (i % 2), ..plain };
         check::<bf16, f32>(&gpu, &case, 144, i % 2 == 0, i % 3 == 0);
         check::<f16, f16>(&gpu, &case, 264, i % 3 == 0, false);
         check::<f32, f32>(&gpu, &case, 77, i % 2 == 1, true);

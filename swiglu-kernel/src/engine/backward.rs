@@ -1,0 +1,218 @@
+//! The order of launches of a backward.
+
+use kernel_core::DType;
+use kernel_core::cudarc::driver::CudaStream;
+
+use super::core::{Engine, From, Source, Targets};
+use crate::at::{At, WeightsAt};
+use crate::error::Result;
+use crate::gemms::Operand;
+use crate::kernels::{ColumnSumsCall, GateBackwardCall, ThroughCall};
+use crate::problem::Problem;
+
+impl Engine {
+    /// Where the pre-activations are, and where their gradients go.
+    fn places(&self, from: From) -> [At; 2] {
+        match from {
+            From::InPlace(at) => [at, at],
+            From::Saved(at) => [at, self.scratch],
+            From::Recompute => [self.scratch, self.scratch],
+        }
+    }
+
+    /// Queues the pre-activations, if they are not there yet: the bias first, then the product on top of it, so that the sum is rounded once.
+    ///
+    /// # Safety
+    /// As [`Engine::forward`].
+    unsafe fn provide(&mut self, stream: &CudaStream, source: &Source, from: From) -> Result<()> {
+        if !matches!(from, From::Recompute) {
+            return Ok(());
+        }
+        let Problem { rows, outputs, dtype, bias, .. } = self.problem;
+        if bias && let Some(kernels) = &self.backward {
+            // SAFETY: the scratch holds `[M, 2N]` in this mode, which the plan has checked.
+            unsafe { kernels.fill.launch(stream, self.info(), source.bias, self.scratch, [rows, 2 * outputs]) }?;
+        }
+        let to = Operand::new(self.scratch, dtype);
+        // SAFETY: as above.
+        unsafe { self.preactivations(stream, source, (0, rows), to, bias) }
+    }
+
+    /// All gradients for `dz`.
+    ///
+    /// # Safety
+    /// As [`Engine::forward`].
+    pub(crate) unsafe fn backward(
+        &mut self,
+        stream: &CudaStream,
+        source: &Source,
+        dz: At,
+        from: From,
+        targets: &Targets,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let gradients = self.differentiate(stream, source, dz, from, At::default())?;
+            self.products(stream, source, gradients, targets)
+        }
+    }
+
+    /// The gradients of the pre-activations `[M, 2N]`, and z if it says where; gives where they are.
+    ///
+    /// # Safety
+    /// As [`Engine::forward`].
+    pub(crate) unsafe fn differentiate(
+        &mut self,
+        stream: &CudaStream,
+        source: &Source,
+        dz: At,
+        from: From,
+        z: At,
+    ) -> Result<At> {
+        let Problem { rows, outputs, gate, layout, .. } = self.problem;
+        let bytes = self.bytes();
+        // SAFETY: the caller's promise.
+        unsafe { self.provide(stream, source, from) }?;
+        let [preactivations, gradients] = self.places(from);
+        let call = GateBackwardCall {
+            rows,
+            cols: outputs,
+            gate,
+            preactivations: preactivations.columns(layout.order(), outputs, bytes),
+            dz,
+            gradients: gradients.columns(layout.order(), outputs, bytes),
+            z,
+        };
+        if let Some(kernels) = &self.backward {
+            // SAFETY: the caller's promise.
+            unsafe { kernels.gate.launch(stream, self.info(), &call) }?;
+        }
+        Ok(gradients)
+    }
+
+    /// The same for dz = dy · W_downᵀ, given as `[dy, down]` of a product over `k_out`; `z` must be a buffer, which holds z afterwards.
+    ///
+    /// # Safety
+    /// As [`Engine::forward`].
+    pub(crate) unsafe fn differentiate_through(
+        &mut self,
+        stream: &CudaStream,
+        source: &Source,
+        [dy, down]: [Operand; 2],
+        k_out: usize,
+        from: From,
+        z: At,
+    ) -> Result<At> {
+        let Problem { rows, outputs, dtype, layout, .. } = self.problem;
+        let to = Operand::new(z, dtype);
+        let [preactivations, gradients] = self.places(from);
+        let halves = |at: At| at.columns(layout.order(), outputs, dtype.size_bytes());
+        let call = ThroughCall {
+            dy: dy.at,
+            down: down.at,
+            preactivations: halves(preactivations),
+            gradients: halves(gradients),
+            z,
+        };
+        // Odd addresses take the other way.
+        if self.through.is_some() && call.is_aligned(dtype.size_bytes()) {
+            // SAFETY: the caller's promise.
+            unsafe { self.provide(stream, source, from) }?;
+            if let Some(kernel) = &mut self.through {
+                // SAFETY: as above.
+                unsafe { kernel.launch(&self.gpu, stream, &call) }?;
+            }
+            return Ok(gradients);
+        }
+        // SAFETY: the caller's promise; the gate pass reads a piece of dz before it writes z there.
+        unsafe {
+            self.gemms.run(stream, [rows, outputs, k_out], [dy, down, to], false)?;
+            self.differentiate(stream, source, z, from, z)
+        }
+    }
+
+    /// dx, dW and the bias' gradient from the gradients of the pre-activations.
+    ///
+    /// # Safety
+    /// As [`Engine::forward`].
+    pub(crate) unsafe fn products(
+        &mut self,
+        stream: &CudaStream,
+        source: &Source,
+        gradients: At,
+        targets: &Targets,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise, for all three.
+        unsafe {
+            if let Some(dx) = targets.dx {
+                self.input_gradient(stream, source, gradients, dx)?;
+            }
+            if let Some((d_weights, dtype)) = targets.d_weights {
+                self.weight_gradient(stream, source, gradients, d_weights, dtype, targets.accumulate)?;
+            }
+            if let Some((to, dtype)) = targets.d_bias
+                && let Some(kernels) = &self.backward
+            {
+                let kernel = if dtype == self.problem.dtype { &kernels.sums } else { &kernels.sums_f32 };
+                let (rows, cols) = (self.problem.rows, 2 * self.problem.outputs);
+                let call = ColumnSumsCall { from: gradients, rows, cols, to, accumulate: targets.accumulate };
+                kernel.launch(stream, &call)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// dx = d_gate·W_gateᵀ + d_up·W_upᵀ. With two tensors the second product is added to the first as rounded.
+    unsafe fn input_gradient(&mut self, stream: &CudaStream, source: &Source, gradients: At, dx: At) -> Result<()> {
+        let Problem { rows, inputs, outputs, dtype, layout, .. } = self.problem;
+        let weights = |at| Operand { at, dtype, transposed: !layout.is_linear() };
+        let dx = Operand::new(dx, dtype);
+        match source.weights {
+            WeightsAt::Joined(at) => {
+                let operands = [Operand::new(gradients, dtype), weights(at), dx];
+                // SAFETY: the caller's promise.
+                unsafe { self.gemms.run(stream, [rows, inputs, 2 * outputs], operands, false) }
+            }
+            WeightsAt::Separate(halves) => {
+                let columns = gradients.columns(layout.order(), outputs, self.bytes());
+                for (i, (at, gradient)) in halves.into_iter().zip(columns).enumerate() {
+                    let operands = [Operand::new(gradient, dtype), weights(at), dx];
+                    // SAFETY: as above.
+                    unsafe { self.gemms.run(stream, [rows, inputs, outputs], operands, i > 0) }?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// dW (+)= xᵀ·d, or its transpose for linear layouts.
+    unsafe fn weight_gradient(
+        &mut self,
+        stream: &CudaStream,
+        source: &Source,
+        gradients: At,
+        to: WeightsAt,
+        to_dtype: DType,
+        accumulate: bool,
+    ) -> Result<()> {
+        let Problem { rows, inputs, outputs, dtype, layout, .. } = self.problem;
+        let parts: Vec<(At, At, usize)> = match to {
+            WeightsAt::Joined(at) => vec![(gradients, at, 2 * outputs)],
+            WeightsAt::Separate(halves) => {
+                let columns = gradients.columns(layout.order(), outputs, self.bytes());
+                columns.into_iter().zip(halves).map(|(gradient, at)| (gradient, at, outputs)).collect()
+            }
+        };
+        for (gradient, at, across) in parts {
+            let to = Operand::new(at, to_dtype);
+            let (shape, a, b) = if layout.is_linear() {
+                ([across, inputs, rows], Operand::transposed(gradient, dtype), Operand::new(source.x, dtype))
+            } else {
+                ([inputs, across, rows], Operand::transposed(source.x, dtype), Operand::new(gradient, dtype))
+            };
+            // SAFETY: the caller's promise.
+            unsafe { self.gemms.run(stream, shape, [a, b, to], accumulate) }?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! The kernels and buffers of a plan.
+
+use kernel_core::cudarc::driver::CudaStream;
+use kernel_core::{DType, DeviceInfo, Gpu, Workspace};
+
+use crate::at::{At, WeightsAt};
+use crate::error::Result;
+use crate::gemms::{Gemms, Operand};
+use crate::kernels::{ColumnSums, Decode, DecodeSm90, FillRows, ForwardSm90, GateBackward, GateForward, ThroughSm90};
+use crate::problem::{Mode, Problem};
+use crate::route::Path;
+use crate::workspace::Regions;
+
+/// The inputs of a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source {
+    pub(crate) x: At,
+    pub(crate) weights: WeightsAt,
+    /// Address of `[2N]`, or 0.
+    pub(crate) bias: u64,
+}
+
+/// Where the pre-activations of a backward come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum From {
+    InPlace(At),
+    Saved(At),
+    Recompute,
+}
+
+/// Where gradients go; a parameter's with its dtype.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Targets {
+    pub(crate) dx: Option<At>,
+    pub(crate) d_weights: Option<(WeightsAt, DType)>,
+    pub(crate) d_bias: Option<(u64, DType)>,
+    pub(crate) accumulate: bool,
+}
+
+/// Kernels that only a backward needs.
+pub(super) struct BackwardKernels {
+    pub(super) gate: GateBackward,
+    pub(super) fill: FillRows,
+    pub(super) sums: ColumnSums,
+    pub(super) sums_f32: ColumnSums,
+}
+
+/// The kernels of the path that was chosen.
+pub(super) enum Forward {
+    Sm90(Box<ForwardSm90>),
+    Decode(Decode),
+    DecodeSm90(Box<DecodeSm90>),
+    Portable(GateForward),
+}
+
+pub(crate) struct Engine {
+    pub(super) gpu: Gpu,
+    pub(super) problem: Problem,
+    pub(super) path: Path,
+    pub(super) gemms: Gemms,
+    pub(super) forward: Forward,
+    pub(super) backward: Option<BackwardKernels>,
+    pub(super) through: Option<Box<ThroughSm90>>,
+    pub(super) chunk: u64,
+    pub(super) scratch: At,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        problem: &Problem,
+        path: Path,
+        mode: Mode,
+        regions: &Regions,
+        workspace: &Workspace,
+    ) -> Result<Self> {
+        let dtype = problem.dtype;
+        let backward = || -> Result<BackwardKernels> {
+            Ok(BackwardKernels {
+                gate: GateBackward::new(gpu, dtype)?,
+                fill: FillRows::new(gpu, dtype)?,
+                sums: ColumnSums::new(gpu, dtype, dtype)?,
+                sums_f32: ColumnSums::new(gpu, dtype, DType::F32)?,
+            })
+        };
+        Ok(Self {
+            gpu: gpu.clone(),
+            problem: *problem,
+            path,
+            gemms: Gemms::new(gpu, workspace.ptr(regions.cublas)),
+            forward: match path {
+                Path::Sm90 => Forward::Sm90(Box::new(ForwardSm90::new(gpu, problem)?)),
+                Path::Decode if gpu.info().arch().has_wgmma() => {
+                    Forward::DecodeSm90(Box::new(DecodeSm90::new(gpu, problem)?))
+                }
+                Path::Decode => Forward::Decode(Decode::new(gpu, problem)?),
+                Path::Portable => Forward::Portable(GateForward::new(gpu, dtype)?),
+            },
+            through: None,
+            backward: (mode != Mode::Inference).then(backward).transpose()?,
+            chunk: workspace.ptr(regions.chunk),
+            scratch: At { address: workspace.ptr(regions.scratch), row_stride: 2 * problem.outputs },
+        })
+    }
+
+    /// Prepares [`Engine::differentiate_through`] for a down projection that the fused kernel can take; others go through cuBLASLt.
+    pub(crate) fn prepare_through(&mut self, down_outputs: usize, down_linear: bool) -> Result<()> {
+        let tiles = self.problem.outputs.is_multiple_of(8) && down_outputs.is_multiple_of(8);
+        if self.gpu.info().arch().has_wgmma() && self.problem.dtype != DType::F32 && tiles && self.backward.is_some() {
+            let kernel = ThroughSm90::new(&self.gpu, &self.problem, down_outputs, down_linear)?;
+            self.through = Some(Box::new(kernel));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn path(&self) -> Path {
+        self.path
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.problem.dtype.size_bytes()
+    }
+
+    /// `[gate, up]` halves of the bias; nulls without one.
+    pub(super) fn bias(&self, source: &Source) -> [u64; 2] {
+        if source.bias == 0 {
+            return [0, 0];
+        }
+        let whole = At { address: source.bias, row_stride: 0 };
+        whole.columns(self.problem.layout.order(), self.problem.outputs, self.bytes()).map(|half| half.address)
+    }
+
+    pub(super) fn info(&self) -> &DeviceInfo {
+        self.gpu.info()
+    }
+
+    /// Any plain product of an MLP around the layer.
+    ///
+    /// # Safety
+    /// As [`Gemms::run`].
+    pub(crate) unsafe fn product(
+        &mut self,
+        stream: &CudaStream,
+        shape: [usize; 3],
+        operands: [Operand; 3],
+        accumulate: bool,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.gemms.run(stream, shape, operands, accumulate) }
+    }
+}

@@ -1,0 +1,7 @@
+//! Launches on addresses, in their order. Checks and views are the plans' business.
+
+mod backward;
+mod core;
+mod forward;
+
+pub(crate) use core::{Engine, From, Source, Targets};
