@@ -29,7 +29,8 @@ fn assert_close(what: &str, found: &[bf16], expected: &[f64]) {
     let l2 = |of: &mut dyn Iterator<Item = f64>| of.map(|x| x * x).sum::<f64>().sqrt();
     let error = l2(&mut found.iter().zip(expected).map(|(a, b)| a.to_f64() - b));
     let length = l2(&mut expected.iter().copied());
-    let fine = error <= 3e-3 * length;
+    // One row does not average the rounding of its largest q: two whole roundoffs of bf16.
+    let fine = error <= 2.0 * 2f64.powi(-8) * length;
     assert!(fine, "{what}: off {error:e} of {length:e}");
 }
 
