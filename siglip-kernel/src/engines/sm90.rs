@@ -8,17 +8,12 @@ use crate::blocks::{Block, Blocks};
 use crate::error::Result;
 use crate::kernels::{GradientParams, GradientSm90, LogitsParams, LogitsSm90};
 use crate::problem::Problem;
+use crate::programs::logits_cluster;
 use crate::workspace::{Engine as Kind, Gradient, gain_log2};
-
-/// Blocks of a cluster share the text tile of the loss-only kernel (2 is 10% faster there, 2 to 5% slower with gradients), and the right-hand
-/// operand of the gradient products. Measured on an H200.
-const LOSS_CLUSTER: u32 = 2;
-const LOGITS_CLUSTER: u32 = 1;
-const GRADIENT_CLUSTER: u32 = 2;
 
 /// Tile rows that a band of the tile order spans.
 const LOGITS_BAND: u32 = 22;
-const GRADIENT_BAND: u32 = 8;
+const GRADIENT_BAND: u32 = 4;
 
 pub(crate) struct Sm90Engine {
     loss: LogitsSm90,
@@ -54,10 +49,10 @@ impl Sm90Engine {
         let dtype = problem.dtype;
         let gradients = Kind::Sm90.gradients(problem, blocks);
         Ok(Self {
-            loss: LogitsSm90::new(gpu, dtype, false, LOSS_CLUSTER)?,
-            loss_and_gradient: LogitsSm90::new(gpu, dtype, true, LOGITS_CLUSTER)?,
-            d_img: GradientSm90::new(gpu, dtype, false, gradients.0 == Gradient::Direct, GRADIENT_CLUSTER)?,
-            d_txt: GradientSm90::new(gpu, dtype, true, gradients.1 == Gradient::Direct, GRADIENT_CLUSTER)?,
+            loss: LogitsSm90::new(gpu, dtype, false)?,
+            loss_and_gradient: LogitsSm90::new(gpu, dtype, true)?,
+            d_img: GradientSm90::new(gpu, dtype, false, gradients.0 == Gradient::Direct)?,
+            d_txt: GradientSm90::new(gpu, dtype, true, gradients.1 == Gradient::Direct)?,
             gradients,
             problem: *problem,
             blocks,
@@ -100,8 +95,8 @@ impl Sm90Engine {
         });
         Ok(Maps {
             img_rows: img.k_major(1)?,
-            txt_rows: txt.k_major(LOGITS_CLUSTER as usize)?,
-            txt_rows_shared: txt.k_major(LOSS_CLUSTER as usize)?,
+            txt_rows: txt.k_major(logits_cluster(true) as usize)?,
+            txt_rows_shared: txt.k_major(logits_cluster(false) as usize)?,
             img_columns: img.mn_major()?,
             txt_columns: txt.mn_major()?,
             g_store: g.warp_store()?,

@@ -25,13 +25,12 @@ unsafe impl KernelArg for GradientParams {}
 
 pub(crate) struct GradientSm90 {
     kernel: Kernel,
-    cluster: u32,
 }
 
 impl GradientSm90 {
     /// `transposed`: the product Gᵀ · img; otherwise G · txt. `direct`: the output is the gradient itself, else its accumulators.
-    pub(crate) fn new(gpu: &Gpu, dtype: DType, transposed: bool, direct: bool, cluster: u32) -> Result<Self> {
-        Ok(Self { kernel: load(gpu, &programs::gradient_sm90(dtype, transposed, direct, cluster))?, cluster })
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, transposed: bool, direct: bool) -> Result<Self> {
+        Ok(Self { kernel: load(gpu, &programs::gradient_sm90(dtype, transposed, direct))? })
     }
 
     /// # Safety
@@ -44,7 +43,7 @@ impl GradientSm90 {
         shape: GemmShape,
         params: GradientParams,
     ) -> Result<()> {
-        let config = launch_config(info, shape.tiles(), self.cluster);
+        let config = launch_config(info, shape.tiles(), programs::GRADIENT_CLUSTER);
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(stream, &config, &[a, b, out, &shape, &params]) }?)
     }

@@ -31,8 +31,9 @@ pub(crate) struct LogitsSm90 {
 }
 
 impl LogitsSm90 {
-    pub(crate) fn new(gpu: &Gpu, dtype: DType, gradient: bool, cluster: u32) -> Result<Self> {
-        Ok(Self { kernel: load(gpu, &programs::logits_sm90(dtype, gradient, cluster))?, cluster })
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, gradient: bool) -> Result<Self> {
+        let kernel = load(gpu, &programs::logits_sm90(dtype, gradient))?;
+        Ok(Self { kernel, cluster: programs::logits_cluster(gradient) })
     }
 
     /// Per-warp slots of sums that launches on this device write, at most.
