@@ -2,6 +2,8 @@
 
 mod case;
 mod errors;
+mod graph;
+mod large;
 mod layer;
 mod mlp;
 mod support;
