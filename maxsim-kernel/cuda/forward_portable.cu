@@ -37,8 +37,8 @@ KERNEL __launch_bounds__(THREADS, 2) maxsim_forward_portable(const __grid_consta
   // A thread has rows 4 * y .. and columns 4 * x .. of a tile.
   const u32 x = threadIdx.x % 16, y = threadIdx.x / 16, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   for (u32 chunk = 0; chunk < items.chunks; ++chunk) {
-    const u32* range = items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x;
-    for (u32 index = range[0]; index < range[1]; ++index) {
+    const u32 last = first_unit(items, chunk, blockIdx.x + 1, gridDim.x);
+    for (u32 index = first_unit(items, chunk, blockIdx.x, gridDim.x); index < last; ++index) {
       const Unit unit = unit_at(items, chunk, index);
       const QueryTile tile = tile_of(items, params.queries, unit, 0, 1);
       const u64 start = params.docs.start(unit.doc);

@@ -88,6 +88,7 @@ struct Control {
   // Of the columns of a masked or normalised tile: inverse norms, -1 where masked.
   alignas(8) float factors[MAX_WARPGROUPS][2][FULL];
   // The producer's own.
+  u32 units_of_block[2];  // when there is no table of them: the first, and the end
   Ring rings[MAX_WARPGROUPS];
   Unit units[MAX_WARPGROUPS];  // whose queries were loaded last
   u32 loads[MAX_WARPGROUPS];
@@ -155,9 +156,9 @@ struct Producer {
     for (u32 w = 0; w < MAX_WARPGROUPS; ++w) control.rings[w] = {0, 0}, control.units[w] = {~0u, 0, 0, ~0u}, control.loads[w] = 0;
     u32 r = 0;
     for (u32 chunk = 0; chunk < items.chunks; ++chunk) {
-      const u32* range = items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x;
-      const u32 last = range[1];
-      for (u32 index = range[0]; index < last; ++index) {
+      const u32* starts = items.starts ? items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x : control.units_of_block;
+      const u32 last = starts[1];
+      for (u32 index = starts[0]; index < last; ++index) {
         const Unit unit = unit_at(items, chunk, index);
         const bool fresh = !same_tiles(items, control.units[r], unit);
         if (fresh) {
@@ -517,6 +518,8 @@ maxsim_forward_sm90(const __grid_constant__ TensorMap map_queries, const __grid_
     }
     mbarrier::fence_init();
   }
+  if (threadIdx.x < 2 && !params.items.starts)
+    control.units_of_block[threadIdx.x] = first_unit(params.items, 0, blockIdx.x + threadIdx.x, gridDim.x);
   __syncthreads();
   grid_dependency_wait();
   grid_dependency_launch();

@@ -25,11 +25,14 @@ struct Items {
   u32 parts;             // blocks of TILES tiles that a query is cut into (1 in a cross)
   u32 row_blocks;        // cross: blocks of TILES tiles in `tiles`; else 1
   u32 chunks;            // cross: runs of documents that all row blocks meet before the next begins, so that they stay in L2
+  u32 tiles;             // cross: of a row block
+  u32 last_tiles;        // of the last one
   const u32* list;       // List: pairs (query, document)
   const u64* list_args;  // List: where the argmax entries of a slot begin
-  const QueryTile* tiles;
-  const u32* chunk_starts;  // entries (documents in a cross, else slots) where chunks begin, and the end
-  const u32* starts;        // [chunks][gridDim.x + 1]: the units of each block
+  // Tables are null where arithmetic says the same: a cold look-up costs as much as a small document.
+  const QueryTile* query_tiles;  // cross of packed queries
+  const u32* chunk_starts;       // entries (documents in a cross, else slots) where chunks begin, and the end; null for one chunk
+  const u32* starts;             // [chunks][gridDim.x + 1]: the units of each block; null when all documents are as long and chunks is 1
 
   DEV u32 query_of(u32 slot) const {
     switch (pairing) {
@@ -53,6 +56,26 @@ struct Items {
   }
 };
 
+// Row blocks of a cross cost as much as they have tiles. The row block in which `target`, of all blocks' costs times `cost`, lies; what is left of
+// `target` is in units of its tiles.
+DEV u32 row_block_at(const Items& items, u64 cost, u64& target) {
+  const u64 whole = cost * items.tiles;
+  const u32 block = min_of((u32)(target / whole), items.row_blocks - 1);
+  target -= block * whole;
+  return block;
+}
+DEV u64 total_tiles(const Items& items) { return (u64)(items.row_blocks - 1) * items.tiles + items.last_tiles; }
+
+// The first unit of a block of the launch in a chunk.
+DEV u32 first_unit(const Items& items, u32 chunk, u32 block, u32 blocks) {
+  if (items.starts) return items.starts[(u64)chunk * (blocks + 1) + block];
+  if (items.pairing != Pairing::Cross) return (u32)((u64)items.docs * items.parts * block / blocks);
+  u64 target = total_tiles(items) * items.docs * block / blocks;
+  const u32 row_block = row_block_at(items, items.docs, target);
+  const u32 weight = row_block + 1 == items.row_blocks ? items.last_tiles : items.tiles;
+  return row_block * items.docs + (u32)((target + weight - 1) / weight);
+}
+
 // One unit of work: a block of query tiles against one document.
 struct Unit {
   u32 row_block, doc;  // what the tiles are: of a cross the row block, else the part
@@ -61,7 +84,8 @@ struct Unit {
 };
 DEV Unit unit_at(const Items& items, u32 chunk, u32 index) {
   if (items.pairing == Pairing::Cross) {
-    const u32 first = items.chunk_starts[chunk], width = items.chunk_starts[chunk + 1] - first;
+    u32 first = 0, width = items.docs;
+    if (items.chunk_starts) first = items.chunk_starts[chunk], width = items.chunk_starts[chunk + 1] - first;
     return {index / width, first + index % width, 0, 0};
   }
   const u32 slot = index / items.parts;
@@ -70,7 +94,19 @@ DEV Unit unit_at(const Items& items, u32 chunk, u32 index) {
 // Tile `w` of TILES in a unit's block.
 DEV QueryTile tile_of(const Items& items, const Texts& queries, const Unit& unit, u32 w, u32 tiles) {
   const u32 index = unit.row_block * tiles + w;
-  if (items.pairing == Pairing::Cross) return items.tiles[index];
+  if (items.pairing == Pairing::Cross) {
+    if (items.query_tiles) return items.query_tiles[index];
+    const u32 length = (u32)queries.length;
+    if (length > TILE_ROWS) {
+      const u32 parts = ceil_div(length, TILE_ROWS), query = index / parts, from = (index - query * parts) * TILE_ROWS;
+      if (query >= queries.count) return {0, 0, 0, 0, 0};
+      return {queries.start(query) + from, min_of(length - from, TILE_ROWS), query, 1, index};
+    }
+    const u32 together = TILE_ROWS / length, query = index * together;
+    if (query >= queries.count) return {0, 0, 0, 0, 0};
+    const u32 count = min_of(together, queries.count - query);
+    return {queries.start(query), count * length, query, count, query};
+  }
   const u32 size = queries.size(unit.query), from = index * TILE_ROWS;
   return {queries.start(unit.query) + from, from < size ? min_of(size - from, TILE_ROWS) : 0, unit.query, 1, index};
 }

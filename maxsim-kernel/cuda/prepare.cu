@@ -132,17 +132,19 @@ KERNEL __launch_bounds__(1024, 1) maxsim_schedule(const __grid_constant__ Schedu
   const u32 boundaries = params.blocks + 1;
   for (u32 i = threadIdx.x; i < params.items.chunks * boundaries; i += blockDim.x) {
     const u32 chunk = i / boundaries, block = i % boundaries;
-    const u32 first = params.items.chunk_starts[chunk], last = params.items.chunk_starts[chunk + 1];
+    u32 first = 0, last = params.entries;
+    if (params.items.chunk_starts) first = params.items.chunk_starts[chunk], last = params.items.chunk_starts[chunk + 1];
     const u64 base = params.prefix[first], cost = params.prefix[last] - base;
-    const u64 target = cost * params.items.row_blocks * block / params.blocks;
-    const u64 row_block = target / cost, rest = target - row_block * cost;
+    u64 rest = cost * total_tiles(params.items) * block / params.blocks;
+    const u32 row_block = row_block_at(params.items, cost, rest);
+    const u32 weight = row_block + 1 == params.items.row_blocks ? params.items.last_tiles : params.items.tiles;
     u32 low = first, high = last;  // the first entry at or past `rest`
     while (low < high) {
       const u32 middle = (low + high) / 2;
-      if (params.prefix[middle] - base < rest) low = middle + 1;
+      if ((params.prefix[middle] - base) * weight < rest) low = middle + 1;
       else high = middle;
     }
-    params.starts[i] = ((u32)row_block * (last - first) + low - first) * params.items.parts;
+    params.starts[i] = (row_block * (last - first) + low - first) * params.items.parts;
   }
 }
 

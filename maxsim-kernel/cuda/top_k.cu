@@ -9,9 +9,8 @@ struct TopKParams {
   u32 docs;             // of this run
   u32 first_doc;        // of this run, among all
   u32 k;
-  u32 width;            // a power of two, at least k and THREADS: kept keys
   u32 fresh;            // 1: nothing was kept before
-  u64* kept;            // [queries, width], ascending
+  u64* kept;            // [queries, MOST], ascending
   float* best_scores;   // [queries, k]: written when not null
   u32* best_docs;
 };
@@ -50,27 +49,27 @@ KERNEL __launch_bounds__(THREADS) maxsim_top_k(const __grid_constant__ TopKParam
   __shared__ u32 found;
   grid_dependency_wait();
   grid_dependency_launch();
-  const u32 query = blockIdx.x, width = params.width;
+  const u32 query = blockIdx.x;
   const float* scores = params.scores + (u64)query * params.docs;
-  u64* kept = params.kept + (u64)query * width;
-  for (u32 i = threadIdx.x; i < 2 * width; i += THREADS) keys[i] = params.fresh || i >= width ? ~0ull : kept[i];
+  u64* kept = params.kept + (u64)query * MOST;
+  for (u32 i = threadIdx.x; i < 2 * MOST; i += THREADS) keys[i] = params.fresh || i >= MOST ? ~0ull : kept[i];
   if (threadIdx.x == 0) found = 0;
   __syncthreads();
   for (u32 from = 0; from < params.docs; from += THREADS) {
     const u32 doc = from + threadIdx.x;
     if (doc < params.docs) {
       const u64 key = key_of(scores[doc], params.first_doc + doc);
-      if (key < keys[params.k - 1]) keys[width + atomicAdd(&found, 1)] = key;
+      if (key < keys[params.k - 1]) keys[MOST + atomicAdd(&found, 1)] = key;
     }
     __syncthreads();
-    if (found > width - THREADS || from + THREADS >= params.docs) {
-      sort(keys, 2 * width);
-      for (u32 i = threadIdx.x; i < width; i += THREADS) keys[width + i] = ~0ull;
+    if (found > MOST - THREADS || from + THREADS >= params.docs) {
+      sort(keys, 2 * MOST);
+      for (u32 i = threadIdx.x; i < MOST; i += THREADS) keys[MOST + i] = ~0ull;
       if (threadIdx.x == 0) found = 0;
     }
     __syncthreads();
   }
-  for (u32 i = threadIdx.x; i < width; i += THREADS) kept[i] = keys[i];
+  for (u32 i = threadIdx.x; i < MOST; i += THREADS) kept[i] = keys[i];
   if (params.best_scores)
     for (u32 i = threadIdx.x; i < params.k; i += THREADS) {
       params.best_scores[(u64)query * params.k + i] = score_of(keys[i]);

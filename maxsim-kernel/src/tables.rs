@@ -55,6 +55,10 @@ impl Tables {
             Pairing::List(list) => list,
             _ => &[],
         };
+        let packed_queries = matches!(problem.queries, Spans::Packed(_));
+        let one_chunk = division.chunk_count() == 1;
+        let listed = matches!(problem.pairing, Pairing::List(_));
+        let even = one_chunk && !listed && !problem.doc_mask && matches!(problem.docs, Spans::Padded { .. });
         let mut argument = 0u64;
         let arguments = list.iter().map(|&(query, _)| {
             let base = argument;
@@ -70,10 +74,11 @@ impl Tables {
             doc_offsets: Table::upload(gpu, &offsets(&problem.docs))?,
             list: Table::upload(gpu, &list.iter().flat_map(|&(q, d)| [q as u32, d as u32]).collect::<Vec<_>>())?,
             list_args: Table::upload(gpu, &arguments.collect::<Vec<_>>())?,
-            tiles: Table::upload(gpu, &division.query_tiles)?,
+            // What the kernels can work out themselves is not uploaded.
+            tiles: Table::upload(gpu, if packed_queries { &division.query_tiles } else { &[] })?,
             segments: Table::upload(gpu, &division.query_segments)?,
-            chunk_starts: Table::upload(gpu, &division.chunk_starts)?,
-            starts: Table::upload(gpu, &division.starts)?,
+            chunk_starts: Table::upload(gpu, if one_chunk { &[] } else { &division.chunk_starts })?,
+            starts: Table::upload(gpu, if even { &[] } else { &division.starts })?,
             query_meetings: meetings(problem.queries.count(), list.iter().map(|pair| pair.0).collect())?,
             doc_meetings: meetings(problem.docs.count(), list.iter().map(|pair| pair.1).collect())?,
         })
@@ -101,7 +106,9 @@ impl Tables {
             chunks: division.chunk_count() as u32,
             list: self.list.address,
             list_args: self.list_args.address,
-            tiles: self.tiles.address,
+            tiles: division.tiles as u32,
+            last_tiles: division.last_tiles as u32,
+            query_tiles: self.tiles.address,
             chunk_starts: self.chunk_starts.address,
             starts: self.starts.address,
         }

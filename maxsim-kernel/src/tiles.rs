@@ -62,6 +62,8 @@ pub(crate) fn query_tiles(queries: &Spans) -> (Vec<QueryTile>, Vec<u32>) {
 pub(crate) struct Division {
     /// Query tiles that a block handles at once.
     pub(crate) tiles: usize,
+    /// Of the last row block of a cross.
+    pub(crate) last_tiles: usize,
     /// Of a query outside of a cross, in blocks of `tiles` tiles.
     pub(crate) parts: usize,
     /// Of a cross, in blocks of `tiles` tiles.
@@ -87,12 +89,14 @@ impl Division {
         if let Pairing::Cross = problem.pairing {
             let (mut query_tiles, query_segments) = query_tiles(&problem.queries);
             let row_blocks = query_tiles.len().div_ceil(tiles);
+            let last_tiles = query_tiles.len() - (row_blocks - 1) * tiles;
             query_tiles.resize(row_blocks * tiles, QueryTile::default());
             let segments = query_segments.last().copied().unwrap_or(0) as usize;
             let chunk_starts = chunks(problem, row_blocks, chunk_bytes);
             let widest = chunk_starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(1);
             let mut division = Self {
                 tiles,
+                last_tiles,
                 parts: 1,
                 row_blocks,
                 whole: segments == problem.queries.count(),
@@ -110,6 +114,7 @@ impl Division {
         let slots = problem.scores();
         let mut division = Self {
             tiles,
+            last_tiles: tiles,
             parts,
             row_blocks: 1,
             whole: parts * tiles == 1,
@@ -133,10 +138,15 @@ impl Division {
                 prefix.push(prefix[prefix.len() - 1] + cost as u64);
             }
             let (entries, cost) = (prefix.len() - 1, prefix[prefix.len() - 1]);
-            for block in 0..=self.blocks as u64 {
-                let target = (u128::from(cost) * self.row_blocks as u128 * u128::from(block) / self.blocks as u128) as u64;
-                let entry = prefix[..entries].partition_point(|&before| before < target % cost);
-                self.starts.push((((target / cost) as usize * entries + entry) * self.parts) as u32);
+            let (whole, last) = (u128::from(cost) * self.tiles as u128, self.row_blocks - 1);
+            let total = whole * last as u128 + u128::from(cost) * self.last_tiles as u128;
+            for block in 0..=self.blocks as u128 {
+                let target = total * block / self.blocks as u128;
+                let row_block = ((target / whole) as usize).min(last);
+                let rest = target - whole * row_block as u128;
+                let weight = if row_block == last { self.last_tiles } else { self.tiles } as u128;
+                let entry = prefix[..entries].partition_point(|&before| u128::from(before) * weight < rest);
+                self.starts.push(((row_block * entries + entry) * self.parts) as u32);
             }
         }
     }
@@ -226,7 +236,7 @@ mod tests {
                     assert_eq!((starts[0], starts[division.blocks]), (0, width * division.row_blocks as u32));
                     assert!(starts.is_sorted());
                 }
-                if bytes == usize::MAX {
+                if bytes == usize::MAX && division.last_tiles == tiles {
                     let shares = division.starts.windows(2).map(|pair| {
                         (pair[0]..pair[1]).map(|unit| docs.length(unit as usize % 400) + ENTRY_COST).sum::<usize>()
                     });

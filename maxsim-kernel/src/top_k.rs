@@ -2,12 +2,12 @@
 
 use std::cmp::Ordering;
 
-use kernel_core::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut, DeviceSlice};
+use kernel_core::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut};
 use kernel_core::{Element, Gpu, MatrixView, VectorViewMut};
 
 use crate::error::Result;
 use crate::io::Inputs;
-use crate::kernels::{KeepBest, MOST, TopKParams, width};
+use crate::kernels::{KeepBest, MOST, TopKParams};
 use crate::plan::Plan;
 use crate::problem::{Options, Pairing, Problem, shape};
 
@@ -144,7 +144,7 @@ impl TopK {
             chunks,
             keep: KeepBest::new(gpu)?,
             scores: gpu.alloc(queries * widest)?,
-            kept: gpu.alloc(queries * width(k))?,
+            kept: gpu.alloc(queries * MOST)?,
             best_scores: gpu.alloc(queries * k)?,
             best_docs: gpu.alloc(queries * k)?,
         })
@@ -243,7 +243,6 @@ impl TopK {
             docs: count as u32,
             first_doc: chunk.first_doc as u32,
             k: self.k as u32,
-            width: width(self.k) as u32,
             fresh: u32::from(index == 0),
             kept,
             best_scores: if last { best_scores } else { 0 },

@@ -6,6 +6,7 @@ mod card;
 mod compile;
 mod doctor;
 mod eval;
+mod maxsim;
 mod parity;
 mod report;
 mod results;

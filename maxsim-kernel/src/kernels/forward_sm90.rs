@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn tile_widths_follow_the_documents() {
         assert_eq!(shape(Spans::padded(9, 300), 128), Shape { tokens: 152, query_blocks: 2 });
-        assert_eq!(shape(Spans::padded(9, 1024), 64), Shape { tokens: 128, query_blocks: 1 });
+        assert_eq!(shape(Spans::padded(9, 256), 64), Shape { tokens: 128, query_blocks: 1 });
         assert_eq!(shape(Spans::padded(9, 300), 512), Shape { tokens: 128, query_blocks: 0 });
         for tokens in TILE_TOKENS {
             assert!(4 * quarter(tokens) >= tokens && 3 * quarter(tokens) < tokens);

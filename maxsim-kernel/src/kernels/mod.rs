@@ -18,7 +18,7 @@ pub(crate) use forward_sm90::{ForwardSm90, HopperParams, RowsAt, Shape, maps};
 pub(crate) use params::{ForwardParams, GradientParams, ItemsArg, MeetingsArg, TextsArg, pairing_code};
 pub(crate) use prepare::{MaskParams, NormParams, PadParams, Prepare, ReduceParams, ScheduleParams};
 pub(crate) use settle::{Settle, SettleParams};
-pub(crate) use top_k::{KeepBest, MOST, TopKParams, width};
+pub(crate) use top_k::{KeepBest, MOST, TopKParams};
 
 use kernel_core::{DeviceInfo, Gpu, Kernel, LaunchConfig, Variant};
 

@@ -29,9 +29,11 @@ pub(crate) struct ItemsArg {
     pub(crate) parts: u32,
     pub(crate) row_blocks: u32,
     pub(crate) chunks: u32,
+    pub(crate) tiles: u32,
+    pub(crate) last_tiles: u32,
     pub(crate) list: u64,
     pub(crate) list_args: u64,
-    pub(crate) tiles: u64,
+    pub(crate) query_tiles: u64,
     pub(crate) chunk_starts: u64,
     pub(crate) starts: u64,
 }
@@ -96,8 +98,8 @@ mod tests {
     #[test]
     fn structs_are_laid_out_as_the_headers_say() {
         assert_eq!((size_of::<TextsArg>(), offset_of!(TextsArg, count)), (72, 64));
-        assert_eq!((size_of::<ItemsArg>(), offset_of!(ItemsArg, list)), (64, 24));
-        assert_eq!((size_of::<ForwardParams>(), offset_of!(ForwardParams, sums)), (232, 216));
-        assert_eq!((size_of::<GradientParams>(), offset_of!(GradientParams, d_scores)), (280, 232));
+        assert_eq!((size_of::<ItemsArg>(), offset_of!(ItemsArg, list)), (72, 32));
+        assert_eq!((size_of::<ForwardParams>(), offset_of!(ForwardParams, sums)), (240, 224));
+        assert_eq!((size_of::<GradientParams>(), offset_of!(GradientParams, d_scores)), (288, 240));
     }
 }

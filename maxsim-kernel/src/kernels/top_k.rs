@@ -18,7 +18,6 @@ pub(crate) struct TopKParams {
     pub(crate) docs: u32,
     pub(crate) first_doc: u32,
     pub(crate) k: u32,
-    pub(crate) width: u32,
     pub(crate) fresh: u32,
     pub(crate) kept: u64,
     pub(crate) best_scores: u64,
@@ -28,10 +27,6 @@ pub(crate) struct TopKParams {
 // SAFETY: plain data, laid out as the kernel's struct.
 unsafe impl KernelArg for TopKParams {}
 
-/// Keys that are kept of a query for its `k` best.
-pub(crate) fn width(k: usize) -> usize {
-    k.next_power_of_two().max(THREADS as usize)
-}
 
 pub(crate) struct KeepBest {
     kernel: Kernel,

@@ -1,17 +1,17 @@
-//! Parity of late-interaction scores: so far reference-cpu against naive f64 (there are no GPU kernels yet).
+//! Parity of late-interaction scores: reference-cpu against naive f64, and every GPU route against both, each run twice.
 
 use super::deviation::{Deviation, Floor};
 use super::runner::{Group, Line, Measured};
+use crate::maxsim::{DeviceCall, Found, Tensors, on_host};
 use crate::siglip::{Number, normal};
 use half::{bf16, f16};
 use indicatif::ProgressBar;
-use kernel_core::DType;
+use kernel_core::{DType, Gpu};
+use maxsim_kernel::{BackwardRoute, Options, Pairing, Plan, Problem, Route, Spans};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
-use reference_cpu::maxsim::{Pairing, Problem, Tokens, backward, forward};
 use reference_cpu::naive::{self, MaxsimSide};
-use reference_cpu::{HostMatrix, HostMatrixMut, HostTensor};
 
 const OPS: &[&str] = &["score", "score_step"];
 pub(crate) const GROUPS: u64 = 3;
@@ -48,9 +48,10 @@ fn cases() -> impl Strategy<Value = Case> {
         (1usize..=12).prop_map(Kind::List)
     ];
     let texts = (1usize..=5, 1usize..=6);
-    let lengths = (0usize..=40, prop_oneof![4 => 1usize..=90, 1 => Just(0)]);
+    // Some text has a token; that others have none is for packed ones to try.
+    let lengths = (1usize..=150, 1usize..=330);
     let dropped = prop_oneof![Just(0.0f32), 0.05f32..=1.0];
-    (kind, texts, lengths, 1usize..=160, any::<[bool; 2]>(), dropped, any::<u64>()).prop_map(
+    (kind, texts, lengths, prop_oneof![3 => 1usize..=160, 1 => Just(128usize), 1 => 161usize..=300], any::<[bool; 2]>(), dropped, any::<u64>()).prop_map(
         |(kind, (queries, docs), (query_len, doc_len), dim, [packed, normalize], dropped, data_seed)| {
             let docs = match kind {
                 Kind::Candidates(per_query) => queries * per_query,
@@ -74,10 +75,55 @@ pub(crate) fn cpu_groups(cases_a_group: u32, seed: u64, bar: &ProgressBar) -> Ve
         bar,
     };
     vec![
-        group(DType::F32).run(&cases(), check::<f32>),
-        group(DType::F16).run(&cases(), check::<f16>),
-        group(DType::Bf16).run(&cases(), check::<bf16>),
+        group(DType::F32).run(&cases(), |case| check::<f32>(case, None)),
+        group(DType::F16).run(&cases(), |case| check::<f16>(case, None)),
+        group(DType::Bf16).run(&cases(), |case| check::<bf16>(case, None)),
     ]
+}
+
+/// A group for each dtype, scoring route and backward route that this device has; what it has not is printed with the reason.
+pub(crate) fn gpu_groups(
+    gpu: &Gpu,
+    cases_a_group: u32,
+    seed: u64,
+    bar: &ProgressBar,
+) -> Vec<(Vec<Line>, Option<String>)> {
+    let mut planned = Vec::new();
+    for dtype in DType::ALL {
+        for route in [Route::Hopper, Route::Portable] {
+            let problem = Problem::pairs(Spans::padded(1, 8), Spans::padded(1, 8), 64, dtype);
+            match Plan::new(gpu, problem, Options { route, ..Options::default() }) {
+                Ok(_) => planned.extend([BackwardRoute::LowMemory, BackwardRoute::Unified].map(|b| (dtype, route, b))),
+                Err(error) => bar.suspend(|| println!("maxsim {dtype} {route}: skipped: {error}")),
+            }
+        }
+    }
+    bar.inc_length(planned.len() as u64 * u64::from(cases_a_group));
+    let run = |(dtype, route, backward): (DType, Route, BackwardRoute)| {
+        bar.set_message(format!("maxsim {dtype} {route}, {backward}"));
+        let group = Group {
+            family: "maxsim",
+            dtype: dtype.to_string(),
+            route: format!("{route}, {backward}"),
+            ops: OPS,
+            cases: cases_a_group,
+            seed,
+            on_gpu: true,
+            bar,
+        };
+        let on = Some((gpu, Options { route, backward }));
+        let (mut lines, failure) = match dtype {
+            DType::F32 => group.run(&cases(), |case| check::<f32>(case, on)),
+            DType::F16 => group.run(&cases(), |case| check::<f16>(case, on)),
+            DType::Bf16 => group.run(&cases(), |case| check::<bf16>(case, on)),
+        };
+        // Atomic additions come in any order: scores are compared bit by bit, these gradients are not.
+        for line in lines.iter_mut().filter(|line| line.op == "score_step") {
+            line.reproducible &= backward != BackwardRoute::Unified;
+        }
+        (lines, failure)
+    };
+    planned.into_iter().map(run).collect()
 }
 
 /// Queries or documents: their tokens, where each text lies, and which tokens count.
@@ -91,8 +137,9 @@ struct Side<T> {
 impl<T: Number> Side<T> {
     fn random(case: &Case, count: usize, length: usize, rng: &mut Xoshiro256PlusPlus) -> Self {
         let mut offsets = vec![0];
-        for _ in 0..count {
-            let length = if case.packed { rng.random_range(0..=length) } else { length };
+        for text in 0..count {
+            let least = usize::from(text == 0);
+            let length = if case.packed { rng.random_range(least..=length) } else { length };
             offsets.push(offsets[offsets.len() - 1] + length);
         }
         let rows = offsets[count];
@@ -103,17 +150,8 @@ impl<T: Number> Side<T> {
         Self { wide: tokens.iter().map(|x| x.wide()).collect(), tokens, offsets, mask }
     }
 
-    fn view(&self, case: &Case, what: &'static str, length: usize) -> reference_cpu::Result<Tokens<'_, T>> {
-        let count = self.offsets.len() - 1;
-        let tokens = if case.packed {
-            Tokens::packed(HostMatrix::new(what, &self.tokens, self.offsets[count], case.dim)?, &self.offsets)?
-        } else {
-            Tokens::padded(HostTensor::new(what, &self.tokens, [count, length, case.dim])?)?
-        };
-        match &self.mask {
-            Some(mask) => tokens.with_mask(mask),
-            None => Ok(tokens),
-        }
+    fn layout(&self, case: &Case, length: usize) -> Spans {
+        if case.packed { Spans::packed(self.offsets.clone()) } else { Spans::padded(self.offsets.len() - 1, length) }
     }
 
     fn spans(&self) -> Vec<(usize, usize)> {
@@ -127,57 +165,88 @@ impl<T: Number> Side<T> {
     }
 }
 
-fn check<T: Number>(case: &Case) -> Result<Vec<Measured>, String> {
-    evaluate::<T>(case).map_err(|error| error.to_string())?
+/// `on`: a device, and how to compute it there; reference-cpu otherwise.
+fn check<T: Number>(case: &Case, on: Option<(&Gpu, Options)>) -> Result<Vec<Measured>, String> {
+    evaluate::<T>(case, on).map_err(|error| error.to_string())?
+}
+
+/// The same problem twice, and once without choices. The inner error tells of bits that differ.
+fn run_on_gpu<T: Number>(
+    gpu: &Gpu,
+    tensors: &Tensors<T>,
+    options: Options,
+) -> maxsim_kernel::Result<Result<Found<T>, String>> {
+    let mut call = DeviceCall::new(gpu, tensors, options)?;
+    let ((alone, found), (_, again)) = (call.run()?, call.run()?);
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let narrow_bits = |values: &[T]| values.iter().map(|x| x.wide().to_bits()).collect::<Vec<_>>();
+    let checks = [
+        ("scores of a second run", bits(&found.scores) == bits(&again.scores)),
+        ("scores without choices", bits(&found.scores) == bits(&alone)),
+        ("choices of a second run", found.argmax == again.argmax),
+        (
+            "gradients of a second run",
+            options.backward == BackwardRoute::Unified
+                || (narrow_bits(&found.d_queries) == narrow_bits(&again.d_queries)
+                    && narrow_bits(&found.d_docs) == narrow_bits(&again.d_docs)),
+        ),
+    ];
+    Ok(match checks.iter().find(|(_, same)| !same) {
+        Some((what, _)) => Err(format!("{what} have other bits")),
+        None => Ok(found),
+    })
 }
 
 /// The inner error names a result that had to be exact and was not.
-fn evaluate<T: Number>(case: &Case) -> reference_cpu::Result<Result<Vec<Measured>, String>> {
+fn evaluate<T: Number>(
+    case: &Case,
+    on: Option<(&Gpu, Options)>,
+) -> maxsim_kernel::Result<Result<Vec<Measured>, String>> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(case.data_seed);
     let queries = Side::<T>::random(case, case.queries, case.query_len, &mut rng);
     let docs = Side::<T>::random(case, case.docs, case.doc_len, &mut rng);
-    let cross = (0..case.queries).flat_map(|q| (0..case.docs).map(move |d| (q, d)));
-    let items: Vec<(usize, usize)> = match case.kind {
-        Kind::Cross => cross.collect(),
-        Kind::Candidates(per_query) => (0..case.docs).map(|d| (d / per_query, d)).collect(),
-        Kind::Pairs => (0..case.queries).map(|i| (i, i)).collect(),
-        Kind::List(length) => {
-            (0..length).map(|_| (rng.random_range(0..case.queries), rng.random_range(0..case.docs))).collect()
-        }
-    };
     let pairing = match case.kind {
         Kind::Cross => Pairing::Cross,
         Kind::Candidates(per_query) => Pairing::Candidates { per_query },
         Kind::Pairs => Pairing::Pairs,
-        Kind::List(_) => Pairing::List(&items),
+        Kind::List(length) => {
+            let mut pair = || (rng.random_range(0..case.queries), rng.random_range(0..case.docs));
+            Pairing::List((0..length).map(|_| pair()).collect())
+        }
     };
-    let problem = Problem {
-        queries: queries.view(case, "queries", case.query_len)?,
-        docs: docs.view(case, "docs", case.doc_len)?,
-        pairing,
-        normalize: case.normalize,
+    let dtype = <T as kernel_core::Element>::DTYPE;
+    let (query_layout, doc_layout) = (queries.layout(case, case.query_len), docs.layout(case, case.doc_len));
+    let problem = Problem::new(query_layout, doc_layout, case.dim, dtype, pairing)
+        .with_normalize(case.normalize)
+        .with_masks(queries.mask.is_some(), docs.mask.is_some());
+    let items: Vec<(usize, usize)> = (0..problem.scores()).map(|slot| problem.pair(slot)).collect();
+    let d_scores: Vec<f32> = items.iter().map(|_| normal(&mut rng)).collect();
+    let wide_d_scores: Vec<f64> = d_scores.iter().map(|x| f64::from(*x)).collect();
+    let tensors = Tensors {
+        problem,
+        queries: queries.tokens.clone(),
+        docs: docs.tokens.clone(),
+        query_mask: queries.mask.clone(),
+        doc_mask: docs.mask.clone(),
+        d_scores: Some(d_scores),
     };
-    let (mut scores, mut argmax) = (vec![f32::NAN; items.len()], vec![i32::MIN; problem.argmaxes()?]);
-    forward(&problem, &mut scores, Some(&mut argmax))?;
+    let found = match on {
+        None => on_host(&tensors)?,
+        Some((gpu, options)) => match run_on_gpu(gpu, &tensors, options)? {
+            Ok(found) => found,
+            Err(reason) => return Ok(Err(reason)),
+        },
+    };
+    let Found { scores, argmax, d_queries, d_docs } = found;
 
     let (query_spans, doc_spans) = (queries.spans(), docs.spans());
     let side = |side: &'_ Side<T>, spans| (side.wide.clone(), spans, side.mask.clone());
     let ((q, q_spans, q_mask), (d, d_spans, d_mask)) = (side(&queries, &query_spans), side(&docs, &doc_spans));
     let wide_queries = MaxsimSide { tokens: &q, spans: q_spans, mask: q_mask.as_deref() };
     let wide_docs = MaxsimSide { tokens: &d, spans: d_spans, mask: d_mask.as_deref() };
-    let (truth, true_argmax) = naive::maxsim(&wide_queries, &wide_docs, case.dim, &items, case.normalize)?;
+    let (truth, true_argmax) =
+        naive::maxsim(&wide_queries, &wide_docs, case.dim, &items, case.normalize)?;
 
-    let d_scores: Vec<f32> = items.iter().map(|_| normal(&mut rng)).collect();
-    let wide_d_scores: Vec<f64> = d_scores.iter().map(|x| f64::from(*x)).collect();
-    let nan = T::rounded(f32::NAN);
-    let (mut d_queries, mut d_docs) = (vec![nan; queries.tokens.len()], vec![nan; docs.tokens.len()]);
-    backward(
-        &problem,
-        &d_scores,
-        &argmax,
-        Some(&mut HostMatrixMut::new("d_queries", &mut d_queries, queries.tokens.len() / case.dim, case.dim)?),
-        Some(&mut HostMatrixMut::new("d_docs", &mut d_docs, docs.tokens.len() / case.dim, case.dim)?),
-    )?;
     // The choices of the f32 forward: where similarities nearly tie, the f64 forward may choose another token.
     let (true_d_queries, true_d_docs) =
         naive::maxsim_backward(&wide_queries, &wide_docs, case.dim, &items, case.normalize, &wide_d_scores, &argmax)?;
@@ -191,7 +260,6 @@ fn evaluate<T: Number>(case: &Case) -> reference_cpu::Result<Result<Vec<Measured
         return Ok(Err("argmax is -1 elsewhere than in the naive version".to_owned()));
     }
     // Similarities of up to 160 products in f32; gradients are rounded once to their dtype.
-    let dtype = <T as kernel_core::Element>::DTYPE;
     let rounding = if dtype == DType::F32 { 0.0 } else { f64::from(dtype.epsilon()) / 2.0 };
     let (f32_class, rounded) = (Deviation::both(4e-6), Deviation::both(4e-6 + 1.1 * rounding));
     let gradient = |what, found: &[T], truth: &[f64], floor| Measured {
