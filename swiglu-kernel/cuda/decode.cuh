@@ -12,7 +12,7 @@ typedef float Accumulators[2][TOKENS / 8][4];
 
 struct DecodeOutput {
   const u16 *gate_bias, *up_bias;  // or null
-  u16* z;
+  u16* z;  // or null
   u64 z_stride;
   u16 *gate_saved, *up_saved;  // or null
   u64 saved_stride;
@@ -42,7 +42,7 @@ template <Gate GATE> DEV void finish_as(const Accumulators& acc, const DecodeOut
         const u32 token = 8 * j + 2 * (lane % 4) + e;
         if (token >= p.rows) continue;
         const float g = acc[0][j][2 * pair + e] + gate_bias, u = acc[1][j][2 * pair + e] + up_bias;
-        ELEMENT::store(p.z + token * p.z_stride + n, activate<GATE, false>(g) * u);
+        if (p.z) ELEMENT::store(p.z + token * p.z_stride + n, activate<GATE, false>(g) * u);
         if (p.gate_saved) {
           ELEMENT::store(p.gate_saved + token * p.saved_stride + n, g);
           ELEMENT::store(p.up_saved + token * p.saved_stride + n, u);

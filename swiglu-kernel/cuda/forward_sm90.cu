@@ -8,20 +8,19 @@
 
 struct ForwardParams {
   const u16 *gate_bias, *up_bias;  // [N] each, only WITH_BIAS
+  u32 with_z;                      // 0: only the pre-activations are wanted
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Staging buffers of a warp (more would cost the mainloop stages, which is slower). A tile stores a multiple of their number, so that the next tile
-// begins with the first again.
+// Staging buffers of a warp, used in turn. More would cost the mainloop stages, which is slower.
 constexpr u32 BUFFERS = 2;
-constexpr u32 STORES = SAVE ? 3 : 1;  // for each half of a tile
 typedef Mainloop<ELEMENT, Major::K, Major::WEIGHTS, Schedule::PING_PONG, CLUSTER_SIZE, BUFFERS * 8192> Loop;
 
 struct ForwardEpilogue {
   const TensorMap &map_z, &map_gate, &map_up;
   const GemmShape& shape;
   const ForwardParams& params;
-  u32 warp, lane;
+  u32 warp, lane, turn;  // `turn`: the buffer of the next store
 
   DEV void begin() {}
   DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging) {
@@ -35,12 +34,12 @@ struct ForwardEpilogue {
 #pragma unroll
       for (u32 i = 0; i < 16; ++i)
         packed[i] = ELEMENT::pack(activate<Gate::ACTIVATION, false>(gate[2 * i]) * up[2 * i], activate<Gate::ACTIVATION, false>(gate[2 * i + 1]) * up[2 * i + 1]);
-      store(stage, half * STORES, packed, map_z, (int)n0, row);
+      if (!SAVE || params.with_z) store(stage, packed, map_z, (int)n0, row);
       if constexpr (SAVE) {
         pack(packed, gate);
-        store(stage, half * STORES + 1, packed, map_gate, (int)n0, row);
+        store(stage, packed, map_gate, (int)n0, row);
         pack(packed, up);
-        store(stage, half * STORES + 2, packed, map_up, (int)n0, row);
+        store(stage, packed, map_up, (int)n0, row);
       }
     }
   }
@@ -52,8 +51,9 @@ struct ForwardEpilogue {
 #pragma unroll
     for (u32 i = 0; i < 16; ++i) packed[i] = ELEMENT::pack(values[2 * i], values[2 * i + 1]);
   }
-  DEV void store(const WarpStaging& stage, u32 index, const u32 (&packed)[16], const TensorMap& map, int column, int row) const {
-    const u32 buffer = stage.buffer(index % BUFFERS);
+  DEV void store(const WarpStaging& stage, const u32 (&packed)[16], const TensorMap& map, int column, int row) {
+    const u32 buffer = stage.buffer(turn);
+    turn = (turn + 1) % BUFFERS;
     stage.acquire<BUFFERS - 1>(lane);
     stage.write_16bit(buffer, packed, lane);
     stage.publish();
@@ -85,7 +85,7 @@ swiglu_forward_sm90(const __grid_constant__ TensorMap x, const __grid_constant__
                     const __grid_constant__ TensorMap z, const __grid_constant__ TensorMap gate, const __grid_constant__ TensorMap up,
                     const __grid_constant__ GemmShape shape, const __grid_constant__ ForwardParams params) {
   extern __shared__ __align__(1024) u8 shared[];
-  ForwardEpilogue epilogue = {z, gate, up, shape, params, threadIdx.x / WARP % 4, threadIdx.x % WARP};
+  ForwardEpilogue epilogue = {z, gate, up, shape, params, threadIdx.x / WARP % 4, threadIdx.x % WARP, 0};
   Loop(shared).run(x, Loop::TwoMatrices{w_gate, w_up}, shape, epilogue);
 }
 #endif

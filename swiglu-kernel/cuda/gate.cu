@@ -42,7 +42,7 @@ struct GateForwardParams {
   const float *gate, *up;  // pre-activations without bias, [rows, vectors * VECTOR], rows `stride` elements apart
   u64 stride;
   const Storage *gate_bias, *up_bias;  // or null
-  Storage* z;
+  Storage* z;  // or null
   u64 z_stride;
   Storage *gate_saved, *up_saved;  // or null: with bias, rounded
   u64 saved_stride, rows;
@@ -62,7 +62,7 @@ struct GateForward {
       add_bias(u, p.up_bias, column);
 #pragma unroll
       for (u32 i = 0; i < VECTOR; ++i) z[i] = activate<GATE, EXACT>(g[i]) * u[i];
-      store_vector<ELEMENT, VECTOR>(p.z + at.row * p.z_stride + column, z);
+      if (p.z) store_vector<ELEMENT, VECTOR>(p.z + at.row * p.z_stride + column, z);
       if (p.gate_saved) {
         store_vector<ELEMENT, VECTOR>(p.gate_saved + at.row * p.saved_stride + column, g);
         store_vector<ELEMENT, VECTOR>(p.up_saved + at.row * p.saved_stride + column, u);
@@ -111,23 +111,6 @@ struct GateBackward {
     }
   }
 };
-
-struct FillRowsParams {
-  const Storage* row;
-  Storage* to;
-  u64 stride, rows;
-  u32 vectors;
-};
-
-// Every row becomes `row`: the bias, before a product is added to it and the sum rounded once.
-KERNEL __launch_bounds__(256) swiglu_fill_rows(const __grid_constant__ FillRowsParams params) {
-  grid_dependency_wait();
-  for (Walk at(params.vectors); at.row < params.rows; at.next()) {
-    float values[VECTOR];
-    load_vector<ELEMENT, VECTOR>(params.row + at.column(), values);
-    store_vector<ELEMENT, VECTOR>(params.to + at.row * params.stride + at.column(), values);
-  }
-}
 
 KERNEL __launch_bounds__(256) swiglu_gate_backward(const __grid_constant__ GateBackwardParams params) {
   grid_dependency_wait();

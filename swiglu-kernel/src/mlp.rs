@@ -179,7 +179,10 @@ impl MlpPlan {
     ) -> Result<()> {
         let Problem { rows, outputs, dtype, .. } = self.problem.layer;
         let (gpu, k_out, linear) = (self.gpu.clone(), self.problem.down_outputs, self.problem.down_linear);
-        let mut read = inputs.check(&gpu, &self.problem.layer, false)?;
+        // Computing the pre-activations again is a forward, with a forward's demands.
+        let again = matches!(preactivations, Preactivations::Recompute);
+        let aligned = again && self.engine.path().needs_alignment();
+        let mut read = inputs.check(&gpu, &self.problem.layer, aligned)?;
         check_matrix!(down, &gpu, self.problem.down_shape(), false, read);
         check_matrix!(dy, &gpu, [rows, k_out], false, read);
         let mut written = gradients.layer.check(&gpu, &self.problem.layer)?;

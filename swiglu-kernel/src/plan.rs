@@ -232,6 +232,10 @@ impl Plan {
     /// With g and u the pre-activations of gate and up: dg = dz ⊙ u ⊙ act'(g), du = dz ⊙ act(g), dx = dg·W_gateᵀ + du·W_upᵀ, dW = xᵀ·[dg, du],
     /// db = column sums of [dg, du]. dg and du are rounded to the dtype.
     ///
+    /// With weights in two tensors dx is the sum of two products, the first of which is rounded to the dtype before the second is added. A gradient
+    /// that accumulates in 16 bits is rounded at every call; one in f32 is not. Computing the pre-activations again takes the forward's route and
+    /// gives the bits that it would have saved.
+    ///
     /// # Errors
     /// As [`Plan::forward`], and `Unsupported` for pre-activations that the plan's [`Mode`] cannot take.
     pub fn backward<T: Element, G: Element>(
@@ -242,7 +246,10 @@ impl Plan {
         gradients: &mut Gradients<'_, T, G>,
     ) -> Result<()> {
         let problem = self.problem;
-        let mut read = inputs.check(&self.gpu, &problem, false)?;
+        // Computing the pre-activations again is a forward, with a forward's demands.
+        let again = matches!(preactivations, Preactivations::Recompute);
+        let aligned = again && self.engine.path().needs_alignment();
+        let mut read = inputs.check(&self.gpu, &problem, aligned)?;
         crate::io::check_matrix!(dz, &self.gpu, [problem.rows, problem.outputs], false, read);
         let mut written = gradients.check(&self.gpu, &problem)?;
         let memory = [&mut read, &mut written];

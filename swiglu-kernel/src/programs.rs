@@ -118,7 +118,7 @@ pub(crate) fn decode(dtype: DType, linear: bool, (tokens, stages): (usize, usize
     }
 }
 
-/// `entry`: `swiglu_gate_forward`, `swiglu_gate_backward` or `swiglu_fill_rows`. `vector`: elements of an access.
+/// `entry`: `swiglu_gate_forward` or `swiglu_gate_backward`. `vector`: elements of an access.
 pub(crate) fn gate(dtype: DType, entry: &'static str, vector: usize) -> Variant {
     Variant {
         program: &GATE,
@@ -149,7 +149,6 @@ pub fn variants() -> Vec<Variant> {
         for vector in [1, 8] {
             all.push(gate(dtype, "swiglu_gate_forward", vector));
             all.push(gate(dtype, "swiglu_gate_backward", vector));
-            all.push(gate(dtype, "swiglu_fill_rows", vector));
         }
         all.push(column_sums(dtype, dtype));
         if dtype != DType::F32 {

@@ -20,22 +20,16 @@ impl Engine {
         }
     }
 
-    /// Queues the pre-activations, if they are not there yet: the bias first, then the product on top of it, so that the sum is rounded once.
+    /// Queues the pre-activations, if they are not there yet: by the forward, so that they are the ones it would have saved.
     ///
     /// # Safety
     /// As [`Engine::forward`].
     unsafe fn provide(&mut self, stream: &CudaStream, source: &Source, from: From) -> Result<()> {
-        if !matches!(from, From::Recompute) {
-            return Ok(());
-        }
-        let Problem { rows, outputs, dtype, bias, .. } = self.problem;
-        if bias && let Some(kernels) = &self.backward {
+        match from {
             // SAFETY: the scratch holds `[M, 2N]` in this mode, which the plan has checked.
-            unsafe { kernels.fill.launch(stream, self.info(), source.bias, self.scratch, [rows, 2 * outputs]) }?;
+            From::Recompute => unsafe { self.forward(stream, source, At::default(), Some(self.scratch)) },
+            From::InPlace(_) | From::Saved(_) => Ok(()),
         }
-        let to = Operand::new(self.scratch, dtype);
-        // SAFETY: as above.
-        unsafe { self.preactivations(stream, source, (0, rows), to, bias) }
     }
 
     /// All gradients for `dz`.

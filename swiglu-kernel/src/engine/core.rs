@@ -6,7 +6,7 @@ use kernel_core::{DType, DeviceInfo, Gpu, Workspace};
 use crate::at::{At, WeightsAt};
 use crate::error::Result;
 use crate::gemms::{Gemms, Operand};
-use crate::kernels::{ColumnSums, Decode, DecodeSm90, FillRows, ForwardSm90, GateBackward, GateForward, ThroughSm90};
+use crate::kernels::{ColumnSums, Decode, DecodeSm90, ForwardSm90, GateBackward, GateForward, ThroughSm90};
 use crate::problem::{Mode, Problem};
 use crate::route::Path;
 use crate::workspace::Regions;
@@ -40,7 +40,6 @@ pub(crate) struct Targets {
 /// Kernels that only a backward needs.
 pub(super) struct BackwardKernels {
     pub(super) gate: GateBackward,
-    pub(super) fill: FillRows,
     pub(super) sums: ColumnSums,
     pub(super) sums_f32: ColumnSums,
 }
@@ -78,7 +77,6 @@ impl Engine {
         let backward = || -> Result<BackwardKernels> {
             Ok(BackwardKernels {
                 gate: GateBackward::new(gpu, dtype)?,
-                fill: FillRows::new(gpu, dtype)?,
                 sums: ColumnSums::new(gpu, dtype, dtype)?,
                 sums_f32: ColumnSums::new(gpu, dtype, DType::F32)?,
             })

@@ -12,7 +12,7 @@ use crate::problem::Problem;
 use crate::workspace::chunk_rows;
 
 impl Engine {
-    /// z, and the pre-activations if `saved` says where.
+    /// z, unless it is null, and the pre-activations if `saved` says where.
     ///
     /// # Safety
     /// The addresses must be live memory of the problem's shapes.
@@ -72,7 +72,7 @@ impl Engine {
         for first in (0..rows).step_by(step) {
             let count = step.min(rows - first);
             // SAFETY: the chunk holds `step` rows; the rest is the caller's promise.
-            unsafe { self.preactivations(stream, source, (first, count), Operand::new(chunk, DType::F32), false) }?;
+            unsafe { self.preactivations(stream, source, (first, count), Operand::new(chunk, DType::F32)) }?;
             let saved = saved.map(|at| at.offset(first, 0, bytes).columns(layout.order(), outputs, bytes));
             let call = GateForwardCall {
                 rows: count,
@@ -80,7 +80,7 @@ impl Engine {
                 gate,
                 preactivations: chunk.columns(layout.order(), outputs, size_of::<f32>()),
                 bias: self.bias(source),
-                z: z.offset(first, 0, bytes),
+                z: if z.address == 0 { z } else { z.offset(first, 0, bytes) },
                 saved: saved.unwrap_or_default(),
             };
             if let Forward::Portable(kernel) = &self.forward {
@@ -91,17 +91,16 @@ impl Engine {
         Ok(())
     }
 
-    /// x · W of rows `first..first + count` into `to` `[count, 2N]`, or added to it.
+    /// x · W of rows `first..first + count` into `to` `[count, 2N]`, without bias.
     ///
     /// # Safety
     /// As [`Engine::forward`].
-    pub(super) unsafe fn preactivations(
+    unsafe fn preactivations(
         &mut self,
         stream: &CudaStream,
         source: &Source,
         (first, count): (usize, usize),
         to: Operand,
-        accumulate: bool,
     ) -> Result<()> {
         let Problem { inputs, outputs, dtype, layout, .. } = self.problem;
         let x = Operand::new(source.x.offset(first, 0, self.bytes()), dtype);
@@ -109,14 +108,14 @@ impl Engine {
         match source.weights {
             WeightsAt::Joined(at) => {
                 // SAFETY: the caller's promise.
-                unsafe { self.gemms.run(stream, [count, 2 * outputs, inputs], [x, weights(at), to], accumulate) }
+                unsafe { self.gemms.run(stream, [count, 2 * outputs, inputs], [x, weights(at), to], false) }
             }
             WeightsAt::Separate(halves) => {
                 let targets = to.at.columns(layout.order(), outputs, to.dtype.size_bytes());
                 for (at, target) in halves.into_iter().zip(targets) {
                     let target = Operand { at: target, ..to };
                     // SAFETY: as above.
-                    unsafe { self.gemms.run(stream, [count, outputs, inputs], [x, weights(at), target], accumulate) }?;
+                    unsafe { self.gemms.run(stream, [count, outputs, inputs], [x, weights(at), target], false) }?;
                 }
                 Ok(())
             }

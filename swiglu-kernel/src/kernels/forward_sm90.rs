@@ -21,6 +21,7 @@ const TILE_COLUMNS: usize = TILE / 2;
 struct ForwardParams {
     gate_bias: u64,
     up_bias: u64,
+    with_z: u32,
 }
 
 // SAFETY: plain data, laid out as the kernel's struct.
@@ -32,6 +33,7 @@ pub(crate) struct ForwardCall {
     pub(crate) x: At,
     pub(crate) weights: [At; 2],
     pub(crate) bias: [u64; 2],
+    /// Null when only the pre-activations are wanted.
     pub(crate) z: At,
     pub(crate) saved: Option<[At; 2]>,
 }
@@ -75,20 +77,18 @@ impl ForwardSm90 {
         };
         // Boxes of 64 × 64 for either layout.
         let weights = |at| if layout.is_linear() { matrix(at, outputs, inputs) } else { matrix(at, inputs, outputs) };
-        let z = matrix(call.z, rows, outputs).warp_store()?;
-        // Without a place for pre-activations their maps are never followed, so any valid one will do.
-        let saved = match call.saved {
-            None => [z, z],
-            Some([gate, up]) => [matrix(gate, rows, outputs).warp_store()?, matrix(up, rows, outputs).warp_store()?],
-        };
+        let piece = |at| matrix(at, rows, outputs).warp_store();
+        // A map that is never followed may be any valid one: of z for the pre-activations, of the gate's for z.
+        let [gate_saved, up_saved] = call.saved.unwrap_or([call.z, call.z]);
+        let z = if call.z.address == 0 { gate_saved } else { call.z };
         let [gate, up] = call.weights;
         Ok([
             matrix(call.x, rows, inputs).k_major(1)?,
             weights(gate).mn_major()?,
             weights(up).mn_major()?,
-            z,
-            saved[0],
-            saved[1],
+            piece(z)?,
+            piece(gate_saved)?,
+            piece(up_saved)?,
         ])
     }
 
@@ -100,7 +100,8 @@ impl ForwardSm90 {
         let shape = GemmShape::new(rows, outputs, inputs, BAND);
         let tiles = rows.div_ceil(TILE) * outputs.div_ceil(TILE_COLUMNS);
         let config = launch_config(gpu.info(), tiles, CLUSTER);
-        let params = ForwardParams { gate_bias: call.bias[0], up_bias: call.bias[1] };
+        let params =
+            ForwardParams { gate_bias: call.bias[0], up_bias: call.bias[1], with_z: u32::from(call.z.address != 0) };
         let kernel = if call.saved.is_some() { &self.saving } else { &self.plain };
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { kernel.launch(stream, &config, &[&x, &w_gate, &w_up, &z, &gate, &up, &shape, &params]) }?)

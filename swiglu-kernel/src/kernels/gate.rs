@@ -195,56 +195,6 @@ impl GateBackward {
     }
 }
 
-/// `FillRowsParams` of the kernel.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct FillRowsParams {
-    row: u64,
-    to: u64,
-    stride: u64,
-    rows: u64,
-    vectors: u32,
-}
-
-// SAFETY: plain data, laid out as the kernel's struct.
-unsafe impl KernelArg for FillRowsParams {}
-
-/// Copies one row to every row of a matrix.
-pub(crate) struct FillRows {
-    kernels: Pair,
-    element_bytes: usize,
-}
-
-impl FillRows {
-    pub(crate) fn new(gpu: &Gpu, dtype: DType) -> Result<Self> {
-        Ok(Self { kernels: Pair::new(gpu, dtype, "swiglu_fill_rows")?, element_bytes: dtype.size_bytes() })
-    }
-
-    /// # Safety
-    /// `row` must be live memory of `cols` elements, `to` of `rows` such rows.
-    pub(crate) unsafe fn launch(
-        &self,
-        stream: &CudaStream,
-        info: &DeviceInfo,
-        row: u64,
-        to: At,
-        [rows, cols]: [usize; 2],
-    ) -> Result<()> {
-        let source = At { address: row, row_stride: to.row_stride };
-        let wide = wide(cols, &[(source, self.element_bytes), (to, self.element_bytes)]);
-        let (kernel, vectors) = self.kernels.choose(cols, wide);
-        let params = FillRowsParams {
-            row,
-            to: to.address,
-            stride: to.row_stride as u64,
-            rows: rows as u64,
-            vectors: vectors as u32,
-        };
-        // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
-        Ok(unsafe { kernel.launch(stream, &config(info, rows, vectors), &[&params]) }?)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
