@@ -1,5 +1,7 @@
 //! How the N × M matrix of pairs is cut into blocks. Pure arithmetic.
 
+use std::ops::RangeInclusive;
+
 use crate::problem::{Chunk, Problem};
 
 /// Rows and columns of tiles are multiples of this.
@@ -21,27 +23,36 @@ pub(crate) struct Blocks {
     pub(crate) cols: usize,
 }
 
+/// What bounds a block.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Elements, at most (one row chunk of one tile column at least).
+    pub(crate) elements: usize,
+    /// Columns, at most.
+    pub(crate) cols: usize,
+    /// Tile rows that `Chunk::Auto` chooses from.
+    pub(crate) row_tiles: RangeInclusive<usize>,
+}
+
 impl Blocks {
-    /// Blocks of at most `budget` elements (one row chunk of one tile column at least) and `most_cols` columns.
-    ///
     /// `Auto` rows: the gradient of a row chunk is a matrix of (rows / 128) · ceil(dim / 128) tiles, which `sms` SMs work off in waves; of the
-    /// sizes around 5,632 rows the one is taken whose waves over all chunks are fewest (measured on an H200: 4,224 to 11,264 rows
+    /// sizes allowed the one is taken whose waves over all chunks are fewest (measured on an H200: 4,224 to 11,264 rows
     /// differ by under 3% when waves are full, and lose up to 20% when they are not).
-    pub(crate) fn choose(problem: &Problem, chunk: Chunk, budget: usize, most_cols: usize, sms: usize) -> Self {
+    pub(crate) fn choose(problem: &Problem, chunk: Chunk, limits: &Limits, sms: usize) -> Self {
         let all_rows = problem.rows.div_ceil(TILE);
         let row_tiles = match chunk {
             Chunk::Rows(rows) => rows.clamp(1, problem.rows).div_ceil(TILE),
-            Chunk::Auto if all_rows <= 72 => all_rows,
+            Chunk::Auto if all_rows <= *limits.row_tiles.end() => all_rows,
             Chunk::Auto => {
                 let width = problem.dim.div_ceil(TILE);
                 let waves = |tiles: usize| (tiles * width).div_ceil(sms);
                 let cost = |tiles: usize| all_rows / tiles * waves(tiles) + waves(all_rows % tiles);
-                (32..=72).rev().min_by_key(|tiles| cost(*tiles)).unwrap_or(44)
+                limits.row_tiles.clone().rev().min_by_key(|tiles| cost(*tiles)).unwrap_or(all_rows)
             }
         };
         let rows = row_tiles * TILE;
         let all_cols = problem.cols.div_ceil(TILE);
-        let most = ((budget / rows).min(most_cols) / TILE).max(1);
+        let most = ((limits.elements / rows).min(limits.cols) / TILE).max(1);
         // Equal parts rather than full ones and a remainder.
         let col_tiles = all_cols.div_ceil(all_cols.div_ceil(most));
         Self { rows, cols: col_tiles * TILE }
@@ -72,6 +83,10 @@ mod tests {
     use crate::problem::Positives;
     use kernel_core::DType;
 
+    fn limits(elements: usize) -> Limits {
+        Limits { elements, cols: usize::MAX, row_tiles: 32..=72 }
+    }
+
     fn problem(rows: usize, cols: usize, dim: usize) -> Problem {
         Problem::block(rows, cols, dim, DType::Bf16, Positives::None)
     }
@@ -82,7 +97,7 @@ mod tests {
             for chunk in [Chunk::Auto, Chunk::Rows(1), Chunk::Rows(300), Chunk::Rows(usize::MAX)] {
                 for budget in [1, 1 << 20, 92 << 20] {
                     let problem = problem(n, m, dim);
-                    let blocks = Blocks::choose(&problem, chunk, budget, usize::MAX, 132);
+                    let blocks = Blocks::choose(&problem, chunk, &limits(budget), 132);
                     let mut pairs = 0u64;
                     let mut last = None;
                     for block in blocks.iter(&problem) {
@@ -108,7 +123,7 @@ mod tests {
 
     #[test]
     fn automatic_chunks_fill_waves() {
-        let rows = |dim| Blocks::choose(&problem(65536, 65536, dim), Chunk::Auto, 96 << 20, usize::MAX, 132).rows;
+        let rows = |dim| Blocks::choose(&problem(65536, 65536, dim), Chunk::Auto, &limits(96 << 20), 132).rows;
         for dim in [512, 768, 1024, 1152] {
             let tiles = rows(dim) / TILE * dim.div_ceil(TILE);
             let waste = 1.0 - tiles as f64 / (tiles.div_ceil(132) * 132) as f64;
@@ -119,7 +134,7 @@ mod tests {
     #[test]
     fn small_problems_are_one_block() {
         let one = problem(5, 3, 9);
-        assert_eq!(Blocks::choose(&one, Chunk::Auto, 1 << 20, usize::MAX, 132), Blocks { rows: 128, cols: 128 });
-        assert_eq!(Blocks::choose(&one, Chunk::Rows(1), 1 << 20, usize::MAX, 132).iter(&one).count(), 1);
+        assert_eq!(Blocks::choose(&one, Chunk::Auto, &limits(1 << 20), 132), Blocks { rows: 128, cols: 128 });
+        assert_eq!(Blocks::choose(&one, Chunk::Rows(1), &limits(1 << 20), 132).iter(&one).count(), 1);
     }
 }

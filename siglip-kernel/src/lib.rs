@@ -43,6 +43,7 @@
 //! | [`Chunked`](Route::Chunked) | f16, bf16 | sm_90 (H100, H200) | TMA and warpgroup products, loss and q in the epilogue of the first |
 //! | [`Chunked`](Route::Chunked) | f32 | sm_80 and newer | cuBLASLt in true f32 (no TF32), one pass for loss and q |
 //! | [`Portable`](Route::Portable) | f16, bf16 | sm_80 and newer | `mma.sync` with the same epilogue, gradient products by cuBLASLt |
+//! | [`LowMemory`](Route::LowMemory) | all | sm_80 and newer | 16-bit: a second pass with texts as rows instead of f32 sums for them; all: blocks of 26 MB |
 //!
 //! [`Auto`](Route::Auto) takes `Chunked`, which on a GPU without warpgroup products is `Portable` for 16-bit.
 //!
@@ -129,6 +130,7 @@
 
 mod blocks;
 pub mod cpu;
+mod design;
 mod engines;
 mod error;
 mod io;

@@ -1,15 +1,15 @@
 //! The plan: checks, buffers, and the order of the blocks.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{Arch, DType, Element, Gpu, Scalar, ScalarArg, VectorViewMut, Workspace};
+use kernel_core::{Element, Gpu, Region, Scalar, ScalarArg, VectorViewMut, Workspace};
 
-use crate::blocks::Blocks;
-use crate::engines::{At, Call, F32Engine, PortableEngine, Sm90Engine};
+use crate::design::{Design, Engine as Kind, Gradient, Pass};
+use crate::engines::{At, Call, Engine, F32Engine, PortableEngine, Sm90Engine};
 use crate::error::Result;
 use crate::io::{Inputs, Outputs};
 use crate::kernels::{Finalize, GradientFactor, PadParams, ReduceParams, ScaleParams};
 use crate::problem::{Options, Problem, Route};
-use crate::workspace::{Engine, Gradient, Regions, gain_log2, padded_dim, pads};
+use crate::workspace::{Regions, gain_log2, padded_dim, pads};
 
 /// Everything decided ahead for one problem on one device: kernels, block size, workspace.
 ///
@@ -20,10 +20,10 @@ use crate::workspace::{Engine, Gradient, Regions, gain_log2, padded_dim, pads};
 /// Making a plan compiles its kernels if no earlier process did (seconds, once) and allocates the workspace.
 pub struct Plan {
     gpu: Gpu,
-    problem: Problem,
-    kind: Engine,
-    blocks: Blocks,
-    engine: Box<dyn crate::engines::Engine>,
+    design: Design,
+    /// Of each pass.
+    images: Box<dyn Engine>,
+    texts: Option<Box<dyn Engine>>,
     finalize: Finalize,
     regions: Regions,
     workspace: Workspace,
@@ -31,27 +31,7 @@ pub struct Plan {
 
 impl std::fmt::Debug for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plan")
-            .field("problem", &self.problem)
-            .field("engine", &self.kind)
-            .field("blocks", &self.blocks)
-            .field("workspace_bytes", &self.workspace.bytes())
-            .finish()
-    }
-}
-
-/// The one place where dtype, device and wish become an engine.
-fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Engine> {
-    match (route, dtype) {
-        (Route::Portable, DType::F32) => Err(kernel_core::Error::DType {
-            what: "route portable",
-            found: dtype,
-            expected: "f16 or bf16 (f32 has the route chunked)".to_owned(),
-        }
-        .into()),
-        (Route::Auto | Route::Chunked, DType::F32) => Ok(Engine::F32),
-        (Route::Auto | Route::Chunked, DType::F16 | DType::Bf16) if arch.has_wgmma() => Ok(Engine::Sm90),
-        (_, DType::F16 | DType::Bf16) => Ok(Engine::Portable),
+        f.debug_struct("Plan").field("design", &self.design).field("workspace_bytes", &self.workspace.bytes()).finish()
     }
 }
 
@@ -60,28 +40,13 @@ fn stride([rows, cols]: [usize; 2], row_stride: usize) -> usize {
     if rows == 1 { cols.next_multiple_of(8) } else { row_stride }
 }
 
-fn design(gpu: &Gpu, problem: &Problem, options: &Options) -> Result<(Engine, Blocks)> {
-    problem.check()?;
-    let info = gpu.info();
-    if info.compute_capability < (8, 0) {
-        let (major, minor) = info.compute_capability;
-        return Err(kernel_core::Error::UnsupportedDevice {
-            needs: "compute capability 8.0 or newer".to_owned(),
-            found: format!("{major}.{minor} ({})", info.name),
-        }
-        .into());
-    }
-    let kind = resolve(info.arch(), problem.dtype, options.route)?;
-    Ok((kind, Blocks::choose(problem, options.chunk, kind.budget(), kind.most_cols(), info.sm_count as usize)))
-}
-
 /// Device memory in bytes that a plan will allocate, without making it. Gradients and inputs are the caller's and not counted.
 ///
 /// # Errors
 /// As [`Plan::new`], for what can be told from the problem and the device.
 pub fn workspace_bytes(gpu: &Gpu, problem: &Problem, options: &Options) -> Result<usize> {
-    let (kind, blocks) = design(gpu, problem, options)?;
-    Ok(Regions::layout(kind, problem, blocks, gpu.info()).0.total())
+    let design = Design::new(gpu.info(), problem, options)?;
+    Ok(Regions::layout(&design, gpu.info()).0.total())
 }
 
 impl Plan {
@@ -91,34 +56,35 @@ impl Plan {
     /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `DType` for a route that the dtype does not
     /// have, `UnsupportedDevice` before compute capability 8.0, `MissingLibrary` without NVRTC or cuBLASLt, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
-        let (kind, blocks) = design(gpu, &problem, &options)?;
-        let (layout, regions) = Regions::layout(kind, &problem, blocks, gpu.info());
-        let engine: Box<dyn crate::engines::Engine> = match kind {
-            Engine::Sm90 => Box::new(Sm90Engine::new(gpu, &problem, blocks)?),
-            Engine::Portable => Box::new(PortableEngine::new(gpu, &problem)?),
-            Engine::F32 => Box::new(F32Engine::new(gpu, problem.dim)?),
+        let design = Design::new(gpu.info(), &problem, &options)?;
+        let (layout, regions) = Regions::layout(&design, gpu.info());
+        let engine = |pass: &Pass| -> Result<Box<dyn Engine>> {
+            Ok(match design.engine {
+                Kind::Sm90 => Box::new(Sm90Engine::new(gpu, &pass.problem, pass.blocks)?),
+                Kind::Portable => Box::new(PortableEngine::new(gpu, &pass.problem)?),
+                Kind::F32 => Box::new(F32Engine::new(gpu, problem.dim)?),
+            })
         };
+        let images = engine(&design.images)?;
+        let texts = design.texts.as_ref().map(engine).transpose()?;
         let finalize = Finalize::new(gpu, problem.dtype)?;
         let workspace = Workspace::new(gpu, &layout)?;
-        Ok(Self { gpu: gpu.clone(), problem, kind, blocks, engine, finalize, regions, workspace })
+        Ok(Self { gpu: gpu.clone(), design, images, texts, finalize, regions, workspace })
     }
 
     /// What is computed.
     pub fn problem(&self) -> &Problem {
-        &self.problem
+        &self.design.images.problem
     }
 
     /// The route that was taken.
     pub fn route(&self) -> Route {
-        match self.kind {
-            Engine::Sm90 | Engine::F32 => Route::Chunked,
-            Engine::Portable => Route::Portable,
-        }
+        self.design.route
     }
 
     /// Image and text rows of a block.
     pub fn block(&self) -> (usize, usize) {
-        (self.blocks.rows, self.blocks.cols)
+        (self.design.images.blocks.rows, self.design.images.blocks.cols)
     }
 
     /// Device memory in bytes that the plan holds.
@@ -133,7 +99,8 @@ impl Plan {
     /// [`Error::Gpu`](crate::Error::Gpu) with: `DType`, `Shape`, `Misaligned`, `WrongDevice` or `Overlap` naming the argument, `NonFinite`
     /// for a host scalar, `Driver`. A NaN or infinity in device memory is no error: it reaches the loss.
     pub fn forward<T: Element>(&mut self, inputs: &Inputs<'_, T>, loss: &mut VectorViewMut<'_, f32>) -> Result<()> {
-        inputs.check(&self.gpu, &self.problem, self.kind.alignment(&self.problem))?;
+        let problem = self.design.images.problem;
+        inputs.check(&self.gpu, &problem, self.design.engine.alignment(&problem))?;
         inputs.check_loss(&self.gpu, loss)?;
         let gpu = self.gpu.clone();
         let stream: &CudaStream = gpu.stream();
@@ -150,9 +117,9 @@ impl Plan {
             None,
         )?;
         let mut slots = 0;
-        for block in self.blocks.iter(&self.problem) {
+        for block in self.design.images.blocks.iter(&problem) {
             // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
-            slots = slots.max(unsafe { self.engine.logits(&call, &block) }?);
+            slots = slots.max(unsafe { self.images.logits(&call, &block) }?);
         }
         self.reduce(&call, slots, [loss, 0, 0])
     }
@@ -170,9 +137,10 @@ impl Plan {
         upstream: &Scalar<'_>,
         outputs: &mut Outputs<'_, T>,
     ) -> Result<()> {
-        let alignment = self.kind.alignment(&self.problem);
-        inputs.check(&self.gpu, &self.problem, alignment)?;
-        outputs.check(&self.gpu, &self.problem, alignment, inputs, upstream)?;
+        let problem = self.design.images.problem;
+        let alignment = self.design.engine.alignment(&problem);
+        inputs.check(&self.gpu, &problem, alignment)?;
+        outputs.check(&self.gpu, &problem, alignment, inputs, upstream)?;
         let gpu = self.gpu.clone();
         let stream: &CudaStream = gpu.stream();
         let (img, _img) = inputs.img.device_ptr(stream);
@@ -193,27 +161,76 @@ impl Plan {
         let img = At { address: img, row_stride: stride(inputs.img.shape(), inputs.img.row_stride()) };
         let txt = At { address: txt, row_stride: stride(inputs.txt.shape(), inputs.txt.row_stride()) };
         let mut call = self.call(&gpu, img, txt, [log_temp, bias, upstream], Some((d_img, d_txt)))?;
-        let (to_img, to_txt) = self.kind.gradients(&self.problem, self.blocks);
-        let mut slots = 0;
-        for block in self.blocks.iter(&self.problem) {
-            let rows_out = At { address: d_img.row(block.row, T::DTYPE.size_bytes()), ..d_img };
-            if to_img == Gradient::InPlace {
-                call.d_img = rows_out;
+        // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
+        let slots = unsafe { self.pass(&mut call, false, d_img) }?;
+        match self.design.cols_gradient() {
+            Some(Gradient::Direct) => {}
+            Some(Gradient::Accumulated | Gradient::InPlace) => self.scale(&call, call.d_txt, d_txt, problem.cols)?,
+            None => {
+                let mut mirrored = self.mirrored(&call, d_txt);
+                // SAFETY: as above; the same views with their sides exchanged.
+                unsafe { self.pass(&mut mirrored, true, d_txt) }?;
             }
-            // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
-            unsafe {
-                slots = slots.max(self.engine.logits(&call, &block)?);
-                self.engine.d_img(&call, &block)?;
-                self.engine.d_txt(&call, &block)?;
-            }
-            if to_img != Gradient::Direct && block.col + block.cols == self.problem.cols {
-                self.scale(&call, call.d_img, rows_out, block.rows)?;
-            }
-        }
-        if to_txt != Gradient::Direct {
-            self.scale(&call, call.d_txt, d_txt, self.problem.cols)?;
         }
         self.reduce(&call, slots, [loss, d_log_temp, d_bias])
+    }
+
+    /// Queues one pass, whose rows' gradient goes to `out`. Gives the number of slots of sums it writes.
+    ///
+    /// # Safety
+    /// The call's addresses must be live memory of the pass's shapes.
+    unsafe fn pass(&mut self, call: &mut Call<'_>, texts: bool, out: At) -> Result<usize> {
+        let pass = if texts { self.design.texts.unwrap_or(self.design.images) } else { self.design.images };
+        let to_rows = self.design.rows_gradient(&pass);
+        let bytes = pass.problem.dtype.size_bytes();
+        let mut slots = 0;
+        for block in pass.blocks.iter(&pass.problem) {
+            let rows_out = At { address: out.row(block.row, bytes), ..out };
+            if to_rows == Gradient::InPlace {
+                call.d_img = rows_out;
+            }
+            let engine = match &mut self.texts {
+                Some(engine) if texts => engine,
+                _ => &mut self.images,
+            };
+            // SAFETY: the caller's promise.
+            unsafe {
+                slots = slots.max(engine.logits(call, &block)?);
+                engine.d_img(call, &block)?;
+                if self.design.texts.is_none() {
+                    engine.d_txt(call, &block)?;
+                }
+            }
+            if to_rows != Gradient::Direct && block.col + block.cols == pass.problem.cols {
+                self.scale(call, call.d_img, rows_out, block.rows)?;
+            }
+        }
+        Ok(slots)
+    }
+
+    /// The call of the texts' pass.
+    fn mirrored<'a>(&self, call: &Call<'a>, d_txt: At) -> Call<'a> {
+        let pass = self.design.texts.unwrap_or(self.design.images);
+        Call {
+            offset: -call.offset,
+            img: call.txt,
+            txt: call.img,
+            g: At { row_stride: pass.blocks.cols, ..call.g },
+            d_img: self.place(self.design.rows_gradient(&pass), self.regions.d_rows, d_txt),
+            d_txt: At::default(),
+            sums: self.workspace.ptr(self.regions.unused_sums),
+            ..*call
+        }
+    }
+
+    /// Where a product goes: its accumulators, or the output.
+    fn place(&self, gradient: Gradient, accumulators: Region, output: At) -> At {
+        match gradient {
+            Gradient::Accumulated => {
+                At { address: self.workspace.ptr(accumulators), row_stride: padded_dim(&self.design.images.problem) }
+            }
+            Gradient::InPlace | Gradient::Direct => output,
+        }
     }
 
     /// Resolves addresses and queues the padded copies, when there are any. `gradients`: where they go, in a call that has them.
@@ -226,16 +243,14 @@ impl Plan {
         gradients: Option<(At, At)>,
     ) -> Result<Call<'a>> {
         let at = |region, row_stride| At { address: self.workspace.ptr(region), row_stride };
-        let dim = padded_dim(&self.problem);
-        let place = |gradient, region, output| match gradient {
-            Gradient::Accumulated => at(region, dim),
-            Gradient::InPlace | Gradient::Direct => output,
-        };
-        let (to_img, to_txt) = self.kind.gradients(&self.problem, self.blocks);
+        let problem = &self.design.images.problem;
+        let dim = padded_dim(problem);
         let (d_img, d_txt) = gradients.map_or_else(Default::default, |(img, txt)| {
-            (place(to_img, self.regions.d_img, img), place(to_txt, self.regions.d_txt, txt))
+            let to_img = self.design.rows_gradient(&self.design.images);
+            let to_txt = self.design.cols_gradient().map(|to| self.place(to, self.regions.d_txt, txt));
+            (self.place(to_img, self.regions.d_rows, img), to_txt.unwrap_or_default())
         });
-        let gain = f64::from(gain_log2(self.problem.dtype)).exp2();
+        let gain = f64::from(gain_log2(problem.dtype)).exp2();
         let mut call = Call {
             stream: gpu.stream(),
             info: gpu.info(),
@@ -243,19 +258,19 @@ impl Plan {
             log_temp,
             bias,
             // Half the range, so that adding a block's origin cannot wrap.
-            offset: self.problem.positives.offset().unwrap_or(i64::MIN / 2).clamp(i64::MIN / 2, i64::MAX / 2),
+            offset: problem.positives.offset().unwrap_or(i64::MIN / 2).clamp(i64::MIN / 2, i64::MAX / 2),
             img,
             txt,
-            g: at(self.regions.g, self.blocks.cols),
+            g: at(self.regions.g, self.design.images.blocks.cols),
             d_img,
             d_txt,
-            factor: GradientFactor { log_temp, upstream, inverse: 1.0 / (self.problem.batch as f64 * gain) },
+            factor: GradientFactor { log_temp, upstream, inverse: 1.0 / (problem.batch as f64 * gain) },
             sums: self.workspace.ptr(self.regions.sums),
             cublas: self.workspace.ptr(self.regions.cublas),
         };
-        if pads(&self.problem) {
-            call.img = self.pad(&call, img, at(self.regions.img, dim), self.problem.rows)?;
-            call.txt = self.pad(&call, txt, at(self.regions.txt, dim), self.problem.cols)?;
+        if pads(problem) {
+            call.img = self.pad(&call, img, at(self.regions.img, dim), problem.rows)?;
+            call.txt = self.pad(&call, txt, at(self.regions.txt, dim), problem.cols)?;
         }
         Ok(call)
     }
@@ -267,7 +282,7 @@ impl Plan {
             from_stride: from.row_stride as u64,
             to_stride: to.row_stride as u64,
             rows: rows as u64,
-            cols: self.problem.dim as u32,
+            cols: self.design.images.problem.dim as u32,
             padded_cols: to.row_stride as u32,
         };
         // SAFETY: `from` is a checked input, `to` a region of `rows` padded rows.
@@ -283,7 +298,7 @@ impl Plan {
             from_stride: from.row_stride as u64,
             to_stride: to.row_stride as u64,
             rows: rows as u64,
-            cols: self.problem.dim as u32,
+            cols: self.design.images.problem.dim as u32,
             factor: call.factor,
         };
         // SAFETY: accumulators and outputs hold `rows` rows.
@@ -296,7 +311,7 @@ impl Plan {
             sums: call.sums,
             slots: slots as u32,
             gradient: u32::from(call.gradient),
-            inverse_batch: 1.0 / self.problem.batch as f64,
+            inverse_batch: 1.0 / self.design.images.problem.batch as f64,
             log_temp: call.factor.log_temp,
             upstream: call.factor.upstream,
             loss,
@@ -305,21 +320,5 @@ impl Plan {
         };
         // SAFETY: the logit launches wrote `slots` slots; the outputs are checked views.
         unsafe { self.finalize.reduce(call.stream, call.info, params) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn routes_resolve_by_architecture_and_dtype() {
-        let (hopper, ada) = (Arch::parse("sm_90a").unwrap(), Arch::parse("sm_89").unwrap());
-        assert_eq!(resolve(hopper, DType::Bf16, Route::Auto).unwrap(), Engine::Sm90);
-        assert_eq!(resolve(hopper, DType::F16, Route::Portable).unwrap(), Engine::Portable);
-        assert_eq!(resolve(ada, DType::F16, Route::Chunked).unwrap(), Engine::Portable);
-        assert_eq!(resolve(ada, DType::F32, Route::Auto).unwrap(), Engine::F32);
-        let message = resolve(hopper, DType::F32, Route::Portable).unwrap_err().to_string();
-        assert!(message.contains("portable") && message.contains("f32"), "{message}");
     }
 }

@@ -77,6 +77,15 @@ impl Problem {
         3.0 * self.forward_flop()
     }
 
+    /// The same pairs with texts as rows and images as columns.
+    pub(crate) fn mirrored(&self) -> Self {
+        let positives = match self.positives.offset() {
+            Some(offset) => Positives::Diagonal { offset: offset.saturating_neg() },
+            None => Positives::None,
+        };
+        Self { rows: self.cols, cols: self.rows, positives, ..*self }
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         for (what, size) in [("rows", self.rows), ("cols", self.cols), ("dim", self.dim), ("batch", self.batch)] {
             if size == 0 {
@@ -104,11 +113,14 @@ pub enum Route {
     Chunked,
     /// The same blocks through `mma.sync` kernels and cuBLASLt: f16 and bf16 on any GPU from sm_80.
     Portable,
+    /// Least memory: smaller blocks, and no f32 accumulators of all text rows. For f16 and bf16 the logits are computed twice, once for each side's
+    /// gradient: 8·N·M·D flop instead of 6. For f32, whose gradients hold their own sums, only the blocks are smaller.
+    LowMemory,
 }
 
 impl Route {
     /// Every route.
-    pub const ALL: [Route; 3] = [Route::Auto, Route::Chunked, Route::Portable];
+    pub const ALL: [Route; 4] = [Route::Auto, Route::Chunked, Route::Portable, Route::LowMemory];
 }
 
 impl fmt::Display for Route {
@@ -117,6 +129,7 @@ impl fmt::Display for Route {
             Route::Auto => "auto",
             Route::Chunked => "chunked",
             Route::Portable => "portable",
+            Route::LowMemory => "low-memory",
         })
     }
 }

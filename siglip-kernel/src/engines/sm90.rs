@@ -5,11 +5,12 @@ use kernel_core::{DType, Gpu, MapType, TensorMap};
 
 use super::{At, Call, Engine};
 use crate::blocks::{Block, Blocks};
+use crate::design::{Engine as Kind, Gradient};
 use crate::error::Result;
 use crate::kernels::{GradientParams, GradientSm90, LogitsParams, LogitsSm90};
 use crate::problem::Problem;
 use crate::programs::logits_cluster;
-use crate::workspace::{Engine as Kind, Gradient, gain_log2};
+use crate::workspace::gain_log2;
 
 /// Tile rows that a band of the tile order spans.
 const LOGITS_BAND: u32 = 22;
@@ -82,8 +83,9 @@ impl Sm90Engine {
             |at: At, dtype, rows, cols| MatrixAt { address: at.address, dtype, rows, cols, row_stride: at.row_stride };
         let img = matrix(call.img, dtype, rows, dim);
         let txt = matrix(call.txt, dtype, cols, dim);
-        // Without gradients G and the accumulators do not exist; their maps are never followed, so any valid matrix will do.
-        let or_img = |exists: MatrixAt| if call.gradient { exists } else { img };
+        // Without gradients G and the accumulators do not exist, and the texts' may have a pass of their own; maps of what does not exist are never
+        // followed, so any valid matrix will do.
+        let or_img = |matrix: MatrixAt| if call.gradient && matrix.address != 0 { matrix } else { img };
         let g = or_img(matrix(call.g, dtype, self.blocks.rows, self.blocks.cols));
         let d_img = or_img(match self.gradients.0 {
             Gradient::Direct => matrix(call.d_img, dtype, rows, dim),

@@ -50,7 +50,10 @@ pub(crate) fn gpu_without_events() -> Option<Gpu> {
 
 /// The routes that a dtype has. On a GPU before Hopper both 16-bit ones are the same kernels.
 pub(crate) fn routes<T: Element>() -> &'static [Route] {
-    if T::NAME == "f32" { &[Route::Chunked] } else { &[Route::Chunked, Route::Portable] }
+    match T::NAME {
+        "f32" => &[Route::Chunked, Route::LowMemory],
+        _ => &[Route::Chunked, Route::Portable, Route::LowMemory],
+    }
 }
 
 pub(crate) fn rounded<T: Element>(value: f32) -> T {
