@@ -25,8 +25,8 @@ struct Items {
   u32 parts;             // blocks of TILES tiles that a query is cut into (1 in a cross)
   u32 row_blocks;        // cross: blocks of TILES tiles in `tiles`; else 1
   u32 chunks;            // cross: runs of documents that all row blocks meet before the next begins, so that they stay in L2
-  u32 tiles;             // cross: of a row block
-  u32 last_tiles;        // of the last one
+  u32 row_block_cost;    // cross: of a document's token in a row block
+  u32 last_block_cost;   // in the last one, which may have fewer tiles
   const u32* list;       // List: pairs (query, document)
   const u64* list_args;  // List: where the argmax entries of a slot begin
   // Tables are null where arithmetic says the same: a cold look-up costs as much as a small document.
@@ -56,23 +56,23 @@ struct Items {
   }
 };
 
-// Row blocks of a cross cost as much as they have tiles. The row block in which `target`, of all blocks' costs times `cost`, lies; what is left of
-// `target` is in units of its tiles.
-DEV u32 row_block_at(const Items& items, u64 cost, u64& target) {
-  const u64 whole = cost * items.tiles;
+// The row block of a cross in which `target`, of all blocks' costs of `tokens`, lies; what is left of `target` is within that block.
+DEV u32 row_block_at(const Items& items, u64 tokens, u64& target) {
+  const u64 whole = tokens * items.row_block_cost;
   const u32 block = min_of((u32)(target / whole), items.row_blocks - 1);
   target -= block * whole;
   return block;
 }
-DEV u64 total_tiles(const Items& items) { return (u64)(items.row_blocks - 1) * items.tiles + items.last_tiles; }
+DEV u32 cost_of(const Items& items, u32 row_block) { return row_block + 1 == items.row_blocks ? items.last_block_cost : items.row_block_cost; }
+DEV u64 total_cost(const Items& items) { return (u64)(items.row_blocks - 1) * items.row_block_cost + items.last_block_cost; }
 
 // The first unit of a block of the launch in a chunk.
 DEV u32 first_unit(const Items& items, u32 chunk, u32 block, u32 blocks) {
   if (items.starts) return items.starts[(u64)chunk * (blocks + 1) + block];
   if (items.pairing != Pairing::Cross) return (u32)((u64)items.docs * items.parts * block / blocks);
-  u64 target = total_tiles(items) * items.docs * block / blocks;
+  u64 target = total_cost(items) * items.docs * block / blocks;
   const u32 row_block = row_block_at(items, items.docs, target);
-  const u32 weight = row_block + 1 == items.row_blocks ? items.last_tiles : items.tiles;
+  const u32 weight = cost_of(items, row_block);
   return row_block * items.docs + (u32)((target + weight - 1) / weight);
 }
 

@@ -135,9 +135,9 @@ KERNEL __launch_bounds__(1024, 1) maxsim_schedule(const __grid_constant__ Schedu
     u32 first = 0, last = params.entries;
     if (params.items.chunk_starts) first = params.items.chunk_starts[chunk], last = params.items.chunk_starts[chunk + 1];
     const u64 base = params.prefix[first], cost = params.prefix[last] - base;
-    u64 rest = cost * total_tiles(params.items) * block / params.blocks;
+    u64 rest = cost * total_cost(params.items) * block / params.blocks;
     const u32 row_block = row_block_at(params.items, cost, rest);
-    const u32 weight = row_block + 1 == params.items.row_blocks ? params.items.last_tiles : params.items.tiles;
+    const u32 weight = cost_of(params.items, row_block);
     u32 low = first, high = last;  // the first entry at or past `rest`
     while (low < high) {
       const u32 middle = (low + high) / 2;

@@ -2,10 +2,10 @@
 
 use super::peer::{PeerProcess, scripts};
 use super::timing::Stopwatch;
-use super::{ceilings, first_call, siglip, swiglu};
+use super::{ceilings, first_call, maxsim, siglip, swiglu};
 use crate::results::{BenchFile, BenchRow, ResultsFolder, merge_and_save};
 use crate::{card, slug};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use kernel_core::Gpu;
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Fewer sizes and runs
     #[arg(long)]
     quick: bool,
-    /// Keep only these sizes, separated by commas: B of siglip, M of swiglu
+    /// Keep only these sizes, separated by commas: B of siglip, M of swiglu, Nq of maxsim
     #[arg(long, value_delimiter = ',', value_name = "SIZE")]
     only: Vec<usize>,
     /// Leave out the ceilings and the cost of the first call
@@ -55,9 +55,6 @@ enum Family {
 pub(crate) fn run(args: Args) -> Result<()> {
     let gpu = card::open(args.device)?.context("`bench` needs a GPU")?;
     card::require(&gpu, &args.gpu)?;
-    if matches!(args.family, Family::Maxsim) {
-        bail!("--family {:?}: this family has no GPU kernels yet, so there is nothing to time", args.family);
-    }
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
         bar.set_style(style);
@@ -100,8 +97,11 @@ fn measure(args: &Args, gpu: &Gpu, bar: &ProgressBar) -> Result<()> {
         let setting = swiglu::Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
         swiglu::run(&setting, &mut say, &mut done)?;
     }
-    if args.family == Family::All {
-        say("maxsim: no GPU kernels yet, nothing to time".to_owned());
+    if wants(Family::Maxsim) {
+        bar.set_message("maxsim");
+        let peers = start_peers(args, "maxsim_peer.py", &mut say)?;
+        let setting = maxsim::Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
+        maxsim::run(&setting, &mut say, &mut done)?;
     }
     let file = format!("bench-{}.json", slug::of(&gpu.info().name));
     say(format!("wrote {}", args.results.path().join(file).display()));

@@ -4,6 +4,7 @@ mod ceilings;
 mod command;
 mod contender;
 mod first_call;
+mod maxsim;
 mod peer;
 mod siglip;
 mod swiglu;

@@ -35,6 +35,12 @@ enum Operation {
     /// come out. All are F32, F16 or BF16 alike. What the flags leave open is taken from the file's metadata (layout, gate), then from the
     /// defaults.
     Swiglu(super::swiglu::Swiglu),
+    /// MaxSim scores: query_tokens and doc_tokens (or code_tokens) in; scores out, and with d_scores the gradients of the tokens
+    ///
+    /// Tokens are [N, L, d], or [total, d] with query_offsets and doc_offsets (code_offsets) of N + 1 entries, or for K documents a query
+    /// [Nq, K, L, d]; all F32, F16 or BF16 alike. query_mask and doc_mask (BOOL or U8, true to keep) are optional, and so is pairs [n, 2] of
+    /// (query, document). Every query meets every document unless pairs, --pairs or the fourth axis say otherwise.
+    Maxsim(super::maxsim::Maxsim),
 }
 
 #[derive(Debug, clap::Args)]
@@ -107,6 +113,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Operation::Swiglu(args) => {
             let bytes = read(&args.input)?;
             super::swiglu::evaluate(&args, &bytes).with_context(|| format!("in {}", args.input.display()))
+        }
+        Operation::Maxsim(args) => {
+            let bytes = read(&args.input)?;
+            super::maxsim::evaluate(&args, &bytes).with_context(|| format!("in {}", args.input.display()))
         }
     }
 }

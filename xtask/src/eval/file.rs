@@ -79,6 +79,52 @@ impl<'a> Input<'a> {
         Ok(elements(tensor.data()))
     }
 
+    /// A tensor of `T` of any shape without a zero.
+    pub(crate) fn array<T: Number>(&self, name: &str) -> Result<(Vec<usize>, Vec<T>)> {
+        let tensor = self.tensor(name)?;
+        let expected = dtype_of::<T>();
+        if tensor.dtype() != expected {
+            bail!("tensor `{name}`: found dtype {:?}, expected {expected:?}", tensor.dtype());
+        }
+        if tensor.shape().contains(&0) {
+            bail!("tensor `{name}`: found shape {:?}, expected axes of at least 1", tensor.shape());
+        }
+        Ok((tensor.shape().to_owned(), elements(tensor.data())))
+    }
+
+    /// A vector of indices or offsets, I32 or I64, none negative.
+    pub(crate) fn indices(&self, name: &str) -> Result<Vec<usize>> {
+        let tensor = self.tensor(name)?;
+        let values: Vec<i64> = match tensor.dtype() {
+            Dtype::I32 => words(tensor.data()).map(|bytes| i64::from(i32::from_le_bytes(bytes))).collect(),
+            Dtype::I64 => words(tensor.data()).map(i64::from_le_bytes).collect(),
+            other => bail!("tensor `{name}`: found dtype {other:?}, expected I32 or I64"),
+        };
+        let index = |value: &i64| usize::try_from(*value);
+        match values.iter().map(index).collect() {
+            Ok(indices) => Ok(indices),
+            Err(_) => bail!("tensor `{name}`: found {:?} in it, expected none below 0", values.iter().min()),
+        }
+    }
+
+    /// A list of index pairs, `[n, 2]`.
+    pub(crate) fn index_pairs(&self, name: &str) -> Result<Vec<(usize, usize)>> {
+        match *self.tensor(name)?.shape() {
+            [_, 2] => Ok(self.indices(name)?.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()),
+            ref other => bail!("tensor `{name}`: found shape {other:?}, expected [n, 2]"),
+        }
+    }
+
+    /// A mask of `count` entries, BOOL or U8, of any shape.
+    pub(crate) fn mask(&self, name: &str, count: usize) -> Result<Vec<bool>> {
+        let tensor = self.tensor(name)?;
+        if !matches!(tensor.dtype(), Dtype::BOOL | Dtype::U8) || tensor.data().len() != count {
+            let (dtype, shape) = (tensor.dtype(), tensor.shape());
+            bail!("tensor `{name}`: found {dtype:?} of shape {shape:?}, expected BOOL or U8, one for each of {count} tokens");
+        }
+        Ok(tensor.data().iter().map(|byte| *byte != 0).collect())
+    }
+
     /// One f32: a tensor without axes, or with one of length 1.
     pub(crate) fn scalar(&self, name: &str) -> Result<f32> {
         let tensor = self.tensor(name)?;
@@ -120,6 +166,11 @@ fn dtype_of<T: Number>() -> Dtype {
         kernel_core::DType::F16 => Dtype::F16,
         kernel_core::DType::Bf16 => Dtype::BF16,
     }
+}
+
+/// Whole words of `WIDTH` bytes.
+fn words<const WIDTH: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; WIDTH]> + '_ {
+    bytes.chunks_exact(WIDTH).map(|chunk| std::array::from_fn(|i| chunk[i]))
 }
 
 /// From little-endian bytes, which need not be aligned.

@@ -2,6 +2,7 @@
 
 mod command;
 mod file;
+mod maxsim;
 mod swiglu;
 
 pub(crate) use command::{Args, run};

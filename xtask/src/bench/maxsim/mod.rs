@@ -1,0 +1,9 @@
+//! What is measured of the late-interaction scores.
+
+mod contenders;
+mod problems;
+mod run;
+
+#[cfg(test)]
+pub(crate) use problems::PEERS;
+pub(crate) use run::{Setting, run};

@@ -1,0 +1,149 @@
+//! Shapes, and which peers run on them.
+
+use kernel_core::DType;
+use maxsim_kernel::{Problem, Spans};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Every peer that the script knows, in the order of their names.
+pub(crate) const PEERS: [&str; 4] =
+    ["flash-maxsim", "late-interaction-kernels", "late-interaction-kernels lowmem", "torch eager"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Score,
+    /// Scores and the gradients of both sides.
+    ScoreStep,
+}
+
+impl Op {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Op::Score => "score",
+            Op::ScoreStep => "score_step",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BenchProblem {
+    pub(crate) op: Op,
+    pub(crate) queries: usize,
+    /// All, or with `candidates` those of one query.
+    pub(crate) docs: usize,
+    pub(crate) candidates: bool,
+    pub(crate) query_len: usize,
+    pub(crate) doc_len: usize,
+    pub(crate) dim: usize,
+}
+
+/// Nq, Nd, Lq, Ld, d: one query against a corpus, then batches against batches.
+const SCORES: [[usize; 5]; 11] = [
+    [1, 1000, 32, 300, 128],
+    [1, 1000, 32, 1024, 128],
+    [1, 1000, 128, 1024, 128],
+    [1, 10000, 32, 300, 128],
+    [1, 500, 1024, 1024, 128],
+    [1, 1000, 32, 300, 512],
+    [1, 1000, 32, 1024, 48],
+    [1, 10000, 32, 300, 64],
+    [128, 128, 32, 300, 128],
+    [256, 256, 32, 300, 128],
+    [64, 64, 1024, 1024, 128],
+];
+const STEPS: [[usize; 5]; 5] = [
+    [64, 64, 32, 180, 128],
+    [64, 64, 32, 1024, 128],
+    [128, 128, 32, 300, 128],
+    [256, 256, 32, 300, 128],
+    [32, 32, 1024, 1024, 128],
+];
+/// Nq, K, Lq, Ld, d.
+const CANDIDATES: [[usize; 5]; 2] = [[64, 32, 32, 300, 128], [256, 16, 32, 1024, 128]];
+const QUICK: [[usize; 5]; 2] = [[1, 1000, 32, 300, 128], [128, 128, 32, 300, 128]];
+
+/// `only` keeps the numbers of queries that it lists; empty keeps all.
+pub(crate) fn problems(quick: bool, only: &[usize]) -> Vec<BenchProblem> {
+    let problem = |op, candidates| {
+        move |&[queries, docs, query_len, doc_len, dim]: &[usize; 5]| BenchProblem {
+            op,
+            queries,
+            docs,
+            candidates,
+            query_len,
+            doc_len,
+            dim,
+        }
+    };
+    let scores: &[[usize; 5]] = if quick { &QUICK } else { &SCORES };
+    let steps: &[[usize; 5]] = if quick { &QUICK[1..] } else { &STEPS };
+    let candidates: &[[usize; 5]] = if quick { &[] } else { &CANDIDATES };
+    let all = scores
+        .iter()
+        .map(problem(Op::Score, false))
+        .chain(steps.iter().map(problem(Op::ScoreStep, false)))
+        .chain(candidates.iter().map(problem(Op::ScoreStep, true)));
+    all.filter(|problem| only.is_empty() || only.contains(&problem.queries)).collect()
+}
+
+impl BenchProblem {
+    pub(crate) fn problem(&self) -> Problem {
+        let queries = Spans::padded(self.queries, self.query_len);
+        if self.candidates {
+            let docs = Spans::padded(self.queries * self.docs, self.doc_len);
+            return Problem::candidates(queries, docs, self.docs, self.dim, DType::Bf16);
+        }
+        Problem::cross(queries, Spans::padded(self.docs, self.doc_len), self.dim, DType::Bf16)
+    }
+
+    pub(crate) fn shape(&self) -> BTreeMap<String, u64> {
+        let docs = if self.candidates { "K" } else { "Nd" };
+        let axes = [
+            ("Nq", self.queries),
+            (docs, self.docs),
+            ("Lq", self.query_len),
+            ("Ld", self.doc_len),
+            ("d", self.dim),
+        ];
+        axes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect()
+    }
+
+    /// 2 d for each pair of tokens; in a step also 2 d for each choice and side.
+    pub(crate) fn flop(&self) -> u64 {
+        let problem = self.problem();
+        let choices = 4.0 * problem.argmaxes() as f64 * self.dim as f64;
+        (problem.forward_flop() + if self.op == Op::ScoreStep { choices } else { 0.0 }) as u64
+    }
+
+    /// Tokens read once (in a step their gradients written once), scores written once.
+    pub(crate) fn bytes(&self) -> u64 {
+        let problem = self.problem();
+        let tokens = (problem.queries.rows() + problem.docs.rows()) * self.dim * DType::Bf16.size_bytes();
+        (if self.op == Op::ScoreStep { 2 * tokens } else { tokens } + problem.scores() * 4) as u64
+    }
+
+    pub(crate) fn for_peers(&self) -> Value {
+        json!({ "op": if self.op == Op::ScoreStep { "step" } else { "forward" }, "shape": self.shape(), "dtype": "bf16" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_cover_the_shapes_and_can_be_limited() {
+        let all = problems(false, &[]);
+        assert_eq!(all.len(), 18);
+        assert!(problems(false, &[256]).iter().all(|p| p.queries == 256));
+        assert!(problems(true, &[]).len() < 5);
+    }
+
+    #[test]
+    fn counts_are_those_of_the_definition() {
+        let score = problems(false, &[128])[0];
+        assert_eq!(score.flop(), 2 * 128 * 128 * 32 * 300 * 128);
+        assert_eq!(score.bytes(), 2 * 128 * (32 + 300) * 128 + 4 * 128 * 128);
+        assert_eq!(score.shape()["Nd"], 128);
+    }
+}
