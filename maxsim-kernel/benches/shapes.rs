@@ -7,8 +7,8 @@ use cudarc::driver::sys::CUevent_flags;
 use kernel_core::cudarc;
 use kernel_core::half::bf16;
 use maxsim_kernel::{
-    Gpu, Gradients, Inputs, MatrixView, MatrixViewMut, Options, Plan, Problem, Result, Spans, VectorView, VectorViewMut,
-    kernel_core,
+    Gpu, Gradients, Inputs, MatrixView, MatrixViewMut, Options, Plan, Problem, Result, Spans, VectorView,
+    VectorViewMut, kernel_core,
 };
 
 const FLUSH_BYTES: usize = 256 << 20;
@@ -45,7 +45,13 @@ fn values(count: usize, seed: u32) -> Vec<bf16> {
     block.iter().copied().cycle().take(count).collect()
 }
 
-fn measure(gpu: &Gpu, flush: &mut cudarc::driver::CudaSlice<u8>, name: &str, problem: Problem, step: bool) -> Result<()> {
+fn measure(
+    gpu: &Gpu,
+    flush: &mut cudarc::driver::CudaSlice<u8>,
+    name: &str,
+    problem: Problem,
+    step: bool,
+) -> Result<()> {
     let dim = problem.dim;
     let (query_rows, doc_rows) = (problem.queries.rows(), problem.docs.rows());
     let (queries, docs) = (gpu.upload(&values(query_rows * dim, 1))?, gpu.upload(&values(doc_rows * dim, 2))?);
@@ -82,10 +88,8 @@ fn measure(gpu: &Gpu, flush: &mut cudarc::driver::CudaSlice<u8>, name: &str, pro
                 let choices = written.as_view();
                 let d_queries = MatrixViewMut::new("d_queries", &mut d_queries, [query_rows, dim])?;
                 let d_docs = MatrixViewMut::new("d_docs", &mut d_docs, [doc_rows, dim])?;
-                let mut gradients = Gradients {
-                    d_queries: (index != 1).then_some(d_queries),
-                    d_docs: (index != 0).then_some(d_docs),
-                };
+                let mut gradients =
+                    Gradients { d_queries: (index != 1).then_some(d_queries), d_docs: (index != 0).then_some(d_docs) };
                 plan.backward(&inputs, &d_scores, &choices, &mut gradients)
             })?;
         }

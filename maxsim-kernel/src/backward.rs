@@ -108,6 +108,7 @@ impl Backward {
         // SAFETY (of all launches below): the caller's promise; `scratch` is sized for the route and the splits.
         if let (Some(both), true) = (&kernels.both, wants_docs) {
             let rows = problem.docs.rows();
+            // SAFETY: as above.
             unsafe {
                 kernels.finish.clear(stream, info, call.scratch, rows as u64 * problem.dim as u64)?;
                 both.launch(gpu, queries, longest_query, &params(0, 1))?;

@@ -75,9 +75,18 @@ impl Plan {
 
     fn reference<'a, T: reference_cpu::Element>(&'a self, inputs: &Inputs<'a, T>) -> Result<maxsim::Problem<'a, T>> {
         let Problem { queries, docs, dim, query_mask, doc_mask, .. } = &self.problem;
-        let side = |rows: HostMatrix<'a, T>, what, spans: &Spans, offsets: &'a [usize], mask: Option<&'a [bool]>, planned: bool| {
+        let side = |rows: HostMatrix<'a, T>,
+                    what,
+                    spans: &Spans,
+                    offsets: &'a [usize],
+                    mask: Option<&'a [bool]>,
+                    planned: bool| {
             if (rows.rows(), rows.cols()) != (spans.rows(), *dim) {
-                return Err(shape(what, format!("[{}, {}]", rows.rows(), rows.cols()), format!("[{}, {dim}]", spans.rows())));
+                return Err(shape(
+                    what,
+                    format!("[{}, {}]", rows.rows(), rows.cols()),
+                    format!("[{}, {dim}]", spans.rows()),
+                ));
             }
             if mask.is_some() != planned {
                 let words = |is| if is { "a mask" } else { "no mask" };

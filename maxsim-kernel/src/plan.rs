@@ -121,8 +121,7 @@ impl Plan {
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let (route, backward) = design(gpu, &problem, options)?;
         let division = Scorer::division(route, gpu.info(), &problem);
-        let (layout, regions) =
-            Regions::layout(&problem, &division, Scorer::padded_dim(route, &problem), backward);
+        let (layout, regions) = Regions::layout(&problem, &division, Scorer::padded_dim(route, &problem), backward);
         Ok(Self {
             tables: Tables::new(gpu, &problem, &division)?,
             scorer: Scorer::new(gpu, route, &problem)?,
@@ -187,7 +186,12 @@ impl Plan {
         (query_texts.rows, query_texts.row_stride) = (queries, inputs.queries.row_stride() as u64);
         (doc_texts.rows, doc_texts.row_stride) = (docs, inputs.docs.row_stride() as u64);
         let mask_address = |mask: &Option<(u64, _)>| mask.as_ref().map_or(0, |(address, _)| *address);
-        self.prepare_side(&mut query_texts, self.regions.queries, mask_address(&query_mask), self.problem.queries.rows())?;
+        self.prepare_side(
+            &mut query_texts,
+            self.regions.queries,
+            mask_address(&query_mask),
+            self.problem.queries.rows(),
+        )?;
         self.prepare_side(&mut doc_texts, self.regions.docs, mask_address(&doc_mask), self.problem.docs.rows())?;
         let items = self.tables.items(&self.problem, &self.division);
         if self.problem.doc_mask {

@@ -269,7 +269,11 @@ impl Problem {
                     return Err(kernel_core::Error::ZeroSize { what: "K, the documents of one query" }.into());
                 }
                 if nq.checked_mul(*per_query) != Some(nd) {
-                    return Err(shape("docs", format!("{nd} documents"), format!("{per_query} for each of {nq} queries")));
+                    return Err(shape(
+                        "docs",
+                        format!("{nd} documents"),
+                        format!("{per_query} for each of {nq} queries"),
+                    ));
                 }
             }
             Pairing::Pairs if nq != nd => {
@@ -391,7 +395,9 @@ mod tests {
         assert!(message(&Problem { dim: 0, ..good.clone() }).contains("dim"));
         assert!(message(&Problem { dim: 1025, ..good.clone() }).contains("1024"));
         assert!(message(&Problem { queries: Spans::padded(0, 3), ..good.clone() }).contains("queries"));
-        assert!(message(&Problem { docs: Spans::packed(vec![0, 4, 2]), ..good.clone() }).contains("offset 2 = 2 after 4"));
+        assert!(
+            message(&Problem { docs: Spans::packed(vec![0, 4, 2]), ..good.clone() }).contains("offset 2 = 2 after 4")
+        );
         assert!(message(&Problem { docs: Spans::packed(vec![1, 4]), ..good.clone() }).contains("first offset of 1"));
         assert!(message(&Problem { pairing: Pairing::Pairs, ..good.clone() }).contains("4 documents"));
         let list = Pairing::List(vec![(0, 0), (2, 1)].into());

@@ -81,7 +81,11 @@ pub struct TopK {
 
 impl std::fmt::Debug for TopK {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TopK").field("k", &self.k).field("queries", &self.queries).field("runs", &self.chunks.len()).finish()
+        f.debug_struct("TopK")
+            .field("k", &self.k)
+            .field("queries", &self.queries)
+            .field("runs", &self.chunks.len())
+            .finish()
     }
 }
 
@@ -95,7 +99,11 @@ impl TopK {
     pub fn new(gpu: &Gpu, problem: &Problem, k: usize, options: Options) -> Result<Self> {
         problem.check()?;
         if problem.pairing != Pairing::Cross || problem.query_mask || problem.doc_mask {
-            return Err(shape("problem", "another pairing, or masks", "a cross without masks (pack the texts instead)"));
+            return Err(shape(
+                "problem",
+                "another pairing, or masks",
+                "a cross without masks (pack the texts instead)",
+            ));
         }
         if k == 0 {
             return Err(kernel_core::Error::ZeroSize { what: "k" }.into());

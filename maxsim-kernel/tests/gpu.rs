@@ -15,10 +15,18 @@ fn layouts() -> Vec<Case> {
         case(Spans::padded(7, 32), Spans::padded(5, 45), Pairing::Cross),
         case(Spans::padded(3, 150), Spans::padded(4, 300), Pairing::Cross),
         case(Spans::padded(1, 20), Spans::padded(70, 33), Pairing::Cross),
-        case(Spans::of_lengths([5, 0, 64, 70, 1, 13, 13, 13]), Spans::of_lengths([0, 17, 300, 1, 64, 129]), Pairing::Cross),
+        case(
+            Spans::of_lengths([5, 0, 64, 70, 1, 13, 13, 13]),
+            Spans::of_lengths([0, 17, 300, 1, 64, 129]),
+            Pairing::Cross,
+        ),
         case(Spans::padded(200, 1), Spans::of_lengths((0..40).map(|i| i * 37 % 90)), Pairing::Cross),
         case(Spans::padded(4, 32), Spans::padded(12, 50), Pairing::Candidates { per_query: 3 }),
-        case(Spans::of_lengths([3, 200, 0]), Spans::of_lengths([1, 2, 300, 4, 0, 6]), Pairing::Candidates { per_query: 2 }),
+        case(
+            Spans::of_lengths([3, 200, 0]),
+            Spans::of_lengths([1, 2, 300, 4, 0, 6]),
+            Pairing::Candidates { per_query: 2 },
+        ),
         case(Spans::padded(9, 70), Spans::padded(9, 80), Pairing::Pairs),
         case(
             Spans::of_lengths([3, 40, 65]),
@@ -64,7 +72,9 @@ fn every_dimension_class_is_exact() {
 fn normalised_scores_and_gradients_are_near_the_reference() {
     let Some(gpu) = gpu() else { return };
     for case in layouts() {
-        for (route, normalize) in [(Route::Auto, true), (Route::Portable, true), (Route::Auto, false), (Route::Portable, false)] {
+        for (route, normalize) in
+            [(Route::Auto, true), (Route::Portable, true), (Route::Auto, false), (Route::Portable, false)]
+        {
             for backward in [BackwardRoute::LowMemory, BackwardRoute::Unified] {
                 let options = Options { route, backward };
                 let case = Case { normalize, options, masks: (true, true), dim: 72, ..case.clone() };

@@ -35,17 +35,14 @@ impl BackwardDocs {
     ///
     /// # Safety
     /// The addresses in `params` must be live memory of the sizes that the problem says.
-    pub(crate) unsafe fn launch(
-        &self,
-        gpu: &Gpu,
-        docs: usize,
-        longest: usize,
-        params: &GradientParams,
-    ) -> Result<()> {
-        let config = overlapped(gpu.info(), LaunchConfig {
-            grid: [docs as u32, longest.div_ceil(self.owned) as u32, 1],
-            ..LaunchConfig::linear(1, self.warps as u32 * 32).with_shared(self.shared_bytes)
-        });
+    pub(crate) unsafe fn launch(&self, gpu: &Gpu, docs: usize, longest: usize, params: &GradientParams) -> Result<()> {
+        let config = overlapped(
+            gpu.info(),
+            LaunchConfig {
+                grid: [docs as u32, longest.div_ceil(self.owned) as u32, 1],
+                ..LaunchConfig::linear(1, self.warps as u32 * 32).with_shared(self.shared_bytes)
+            },
+        );
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(gpu.stream(), &config, &[params]) }?)
     }

@@ -29,10 +29,13 @@ impl BackwardQueries {
         longest: usize,
         params: &GradientParams,
     ) -> Result<()> {
-        let config = overlapped(gpu.info(), LaunchConfig {
-            grid: [queries as u32, longest.div_ceil(WARPS) as u32, params.splits],
-            ..LaunchConfig::linear(1, WARPS as u32 * 32)
-        });
+        let config = overlapped(
+            gpu.info(),
+            LaunchConfig {
+                grid: [queries as u32, longest.div_ceil(WARPS) as u32, params.splits],
+                ..LaunchConfig::linear(1, WARPS as u32 * 32)
+            },
+        );
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(gpu.stream(), &config, &[params]) }?)
     }

@@ -61,10 +61,15 @@ impl FinishGradients {
     /// They must be live memory.
     pub(crate) unsafe fn clear(&self, stream: &CudaStream, info: &DeviceInfo, values: u64, count: u64) -> Result<()> {
         // SAFETY: as in `finish`.
-        Ok(unsafe { self.clear.launch(stream, &spread(info, count.div_ceil(1024)), &[&ClearParams { values, count }]) }?)
+        Ok(unsafe {
+            self.clear.launch(stream, &spread(info, count.div_ceil(1024)), &[&ClearParams { values, count }])
+        }?)
     }
 }
 
 fn spread(info: &DeviceInfo, blocks: u64) -> LaunchConfig {
-    overlapped(info, LaunchConfig::linear(blocks.clamp(1, u64::from(info.sm_count * BLOCKS_PER_SM)) as u32, WARPS as u32 * 32))
+    overlapped(
+        info,
+        LaunchConfig::linear(blocks.clamp(1, u64::from(info.sm_count * BLOCKS_PER_SM)) as u32, WARPS as u32 * 32),
+    )
 }

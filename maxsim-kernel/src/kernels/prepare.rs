@@ -91,7 +91,12 @@ impl Prepare {
 
     /// # Safety
     /// As [`Prepare::mask`].
-    pub(crate) unsafe fn schedule(&self, stream: &CudaStream, info: &DeviceInfo, params: &ScheduleParams) -> Result<()> {
+    pub(crate) unsafe fn schedule(
+        &self,
+        stream: &CudaStream,
+        info: &DeviceInfo,
+        params: &ScheduleParams,
+    ) -> Result<()> {
         let config = overlapped(info, LaunchConfig::linear(1, SCHEDULE_THREADS));
         // SAFETY: as in `mask`.
         Ok(unsafe { self.schedule.launch(stream, &config, &[params]) }?)

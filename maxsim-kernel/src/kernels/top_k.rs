@@ -27,7 +27,6 @@ pub(crate) struct TopKParams {
 // SAFETY: plain data, laid out as the kernel's struct.
 unsafe impl KernelArg for TopKParams {}
 
-
 pub(crate) struct KeepBest {
     kernel: Kernel,
 }

@@ -86,9 +86,15 @@ struct Results<T> {
 impl<T: Number> Data<T> {
     fn new(case: &Case) -> Self {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(7 + case.dim as u64);
-        let problem = Problem::new(case.queries.clone(), case.docs.clone(), case.dim, <T as kernel_core::Element>::DTYPE, case.pairing.clone())
-            .with_normalize(case.normalize)
-            .with_masks(case.masks.0, case.masks.1);
+        let problem = Problem::new(
+            case.queries.clone(),
+            case.docs.clone(),
+            case.dim,
+            <T as kernel_core::Element>::DTYPE,
+            case.pairing.clone(),
+        )
+        .with_normalize(case.normalize)
+        .with_masks(case.masks.0, case.masks.1);
         let mut number = || match case.numbers {
             Numbers::Integers => rng.random_range(-2i32..=2) as f32,
             Numbers::Ones => 1.0,
@@ -169,7 +175,11 @@ impl<T: Number> Data<T> {
         let scores = gpu.download(&scores).unwrap();
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
         let alone = gpu.download(&alone).unwrap();
-        assert!(scores.iter().zip(&alone).all(same), "with and without argmax differ: {:?}", (bits(&scores), bits(&alone)));
+        assert!(
+            scores.iter().zip(&alone).all(same),
+            "with and without argmax differ: {:?}",
+            (bits(&scores), bits(&alone))
+        );
         let found = gpu.download(&choices).unwrap();
         if let Some(argmax) = argmax {
             choices = gpu.upload(argmax).unwrap();
@@ -202,7 +212,13 @@ fn assert_same<A: PartialEq + std::fmt::Debug>(what: &str, found: &[A], expected
     assert_eq!(found.len(), expected.len(), "{what} of {case:?}");
     let wrong: Vec<usize> = (0..found.len()).filter(|&i| found[i] != expected[i]).collect();
     if let Some(&i) = wrong.first() {
-        panic!("{what}[{i}]: found {:?}, expected {:?}; {} of {} wrong in {case:?}", found[i], expected[i], wrong.len(), found.len());
+        panic!(
+            "{what}[{i}]: found {:?}, expected {:?}; {} of {} wrong in {case:?}",
+            found[i],
+            expected[i],
+            wrong.len(),
+            found.len()
+        );
     }
 }
 

@@ -120,7 +120,9 @@ impl<'a> Input<'a> {
         let tensor = self.tensor(name)?;
         if !matches!(tensor.dtype(), Dtype::BOOL | Dtype::U8) || tensor.data().len() != count {
             let (dtype, shape) = (tensor.dtype(), tensor.shape());
-            bail!("tensor `{name}`: found {dtype:?} of shape {shape:?}, expected BOOL or U8, one for each of {count} tokens");
+            bail!(
+                "tensor `{name}`: found {dtype:?} of shape {shape:?}, expected BOOL or U8, one for each of {count} tokens"
+            );
         }
         Ok(tensor.data().iter().map(|byte| *byte != 0).collect())
     }

@@ -75,7 +75,9 @@ impl<T: Number> Side<T> {
                 }
                 Spans::packed(offsets_found)
             }
-            ([.., _, _, _], true) => bail!("tensor `{offsets}` beside padded `{name}` of shape {shape:?}: expected one of the two"),
+            ([.., _, _, _], true) => {
+                bail!("tensor `{offsets}` beside padded `{name}` of shape {shape:?}: expected one of the two")
+            }
             ([count, length, _], false) => Spans::padded(*count, *length),
             ([queries, k, length, _], false) => Spans::padded(queries * k, *length),
             _ => bail!("tensor `{name}`: found shape {shape:?}, expected [N, L, d], or [total, d] with `{offsets}`"),

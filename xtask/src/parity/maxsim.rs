@@ -51,16 +51,23 @@ fn cases() -> impl Strategy<Value = Case> {
     // Some text has a token; that others have none is for packed ones to try.
     let lengths = (1usize..=150, 1usize..=330);
     let dropped = prop_oneof![Just(0.0f32), 0.05f32..=1.0];
-    (kind, texts, lengths, prop_oneof![3 => 1usize..=160, 1 => Just(128usize), 1 => 161usize..=300], any::<[bool; 2]>(), dropped, any::<u64>()).prop_map(
-        |(kind, (queries, docs), (query_len, doc_len), dim, [packed, normalize], dropped, data_seed)| {
+    (
+        kind,
+        texts,
+        lengths,
+        prop_oneof![3 => 1usize..=160, 1 => Just(128usize), 1 => 161usize..=300],
+        any::<[bool; 2]>(),
+        dropped,
+        any::<u64>(),
+    )
+        .prop_map(|(kind, (queries, docs), (query_len, doc_len), dim, [packed, normalize], dropped, data_seed)| {
             let docs = match kind {
                 Kind::Candidates(per_query) => queries * per_query,
                 Kind::Pairs => queries,
                 Kind::Cross | Kind::List(_) => docs,
             };
             Case { kind, queries, docs, query_len, doc_len, dim, packed, dropped, normalize, data_seed }
-        },
-    )
+        })
 }
 
 pub(crate) fn cpu_groups(cases_a_group: u32, seed: u64, bar: &ProgressBar) -> Vec<(Vec<Line>, Option<String>)> {
@@ -244,8 +251,7 @@ fn evaluate<T: Number>(
     let ((q, q_spans, q_mask), (d, d_spans, d_mask)) = (side(&queries, &query_spans), side(&docs, &doc_spans));
     let wide_queries = MaxsimSide { tokens: &q, spans: q_spans, mask: q_mask.as_deref() };
     let wide_docs = MaxsimSide { tokens: &d, spans: d_spans, mask: d_mask.as_deref() };
-    let (truth, true_argmax) =
-        naive::maxsim(&wide_queries, &wide_docs, case.dim, &items, case.normalize)?;
+    let (truth, true_argmax) = naive::maxsim(&wide_queries, &wide_docs, case.dim, &items, case.normalize)?;
 
     // The choices of the f32 forward: where similarities nearly tie, the f64 forward may choose another token.
     let (true_d_queries, true_d_docs) =

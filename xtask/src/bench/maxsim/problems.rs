@@ -98,13 +98,8 @@ impl BenchProblem {
 
     pub(crate) fn shape(&self) -> BTreeMap<String, u64> {
         let docs = if self.candidates { "K" } else { "Nd" };
-        let axes = [
-            ("Nq", self.queries),
-            (docs, self.docs),
-            ("Lq", self.query_len),
-            ("Ld", self.doc_len),
-            ("d", self.dim),
-        ];
+        let axes =
+            [("Nq", self.queries), (docs, self.docs), ("Lq", self.query_len), ("Ld", self.doc_len), ("d", self.dim)];
         axes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect()
     }
 

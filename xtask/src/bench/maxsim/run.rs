@@ -47,11 +47,7 @@ fn tokens(rows: usize, dim: usize, seed: u64) -> Vec<bf16> {
 /// The portable scores take tens of milliseconds where this many operations are exceeded: they are measured below it.
 const PORTABLE_FLOP: u64 = 50_000_000_000;
 
-fn run_problem(
-    setting: &Setting<'_>,
-    problem: &BenchProblem,
-    say: &mut dyn FnMut(String),
-) -> Result<Vec<BenchRow>> {
+fn run_problem(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMut(String)) -> Result<Vec<BenchRow>> {
     let Setting { gpu, stopwatch, .. } = *setting;
     let op = problem.op;
     let shape: Vec<String> = problem.shape().iter().map(|(axis, size)| format!("{axis}={size}")).collect();
