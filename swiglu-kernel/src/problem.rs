@@ -158,13 +158,15 @@ pub enum Route {
     /// For M ≤ 64: weights stream through the tensor cores once, as the left operand, so no row is padded to a 128-row tile. f16 and
     /// bf16 from sm_80, K and N multiples of 8, 16-byte aligned rows.
     Decode,
+    /// The same by `cp.async`, as it runs before Hopper.
+    PortableDecode,
     /// cuBLASLt into f32 pre-activations, a block of rows at a time, then a gate pass: any size, any alignment, any dtype.
     Portable,
 }
 
 impl Route {
     /// Every route.
-    pub const ALL: [Route; 4] = [Route::Auto, Route::Fused, Route::Decode, Route::Portable];
+    pub const ALL: [Route; 5] = [Route::Auto, Route::Fused, Route::Decode, Route::PortableDecode, Route::Portable];
 }
 
 impl fmt::Display for Route {
@@ -173,6 +175,7 @@ impl fmt::Display for Route {
             Route::Auto => "auto",
             Route::Fused => "fused",
             Route::Decode => "decode",
+            Route::PortableDecode => "portable-decode",
             Route::Portable => "portable",
         })
     }

@@ -9,6 +9,7 @@ use crate::problem::{Problem, Route};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Path {
     Sm90,
+    DecodeSm90,
     Decode,
     Portable,
 }
@@ -17,7 +18,8 @@ impl Path {
     pub(crate) fn route(self) -> Route {
         match self {
             Path::Sm90 => Route::Fused,
-            Path::Decode => Route::Decode,
+            Path::DecodeSm90 => Route::Decode,
+            Path::Decode => Route::PortableDecode,
             Path::Portable => Route::Portable,
         }
     }
@@ -43,24 +45,30 @@ fn unsupported(what: String) -> crate::Error {
 pub(crate) fn resolve(arch: Arch, problem: &Problem, route: Route) -> Result<Path> {
     let sixteen_bit = problem.dtype != DType::F32;
     let Problem { rows, inputs, outputs, dtype, .. } = *problem;
+    let decode = if arch.has_wgmma() { Path::DecodeSm90 } else { Path::Decode };
     match route {
         Route::Portable => Ok(Path::Portable),
-        Route::Auto if sixteen_bit && tiles(problem) && rows <= DECODE_ROWS => Ok(Path::Decode),
+        Route::Auto if sixteen_bit && tiles(problem) && rows <= DECODE_ROWS => Ok(decode),
         Route::Auto if sixteen_bit && tiles(problem) && arch.has_wgmma() => Ok(Path::Sm90),
         Route::Auto => Ok(Path::Portable),
-        Route::Fused | Route::Decode if !sixteen_bit => Err(kernel_core::Error::DType {
-            what: if route == Route::Fused { "route fused" } else { "route decode" },
+        Route::Fused | Route::Decode | Route::PortableDecode if !sixteen_bit => Err(kernel_core::Error::DType {
+            what: match route {
+                Route::Fused => "route fused",
+                Route::Decode => "route decode",
+                _ => "route portable-decode",
+            },
             found: dtype,
             expected: "f16 or bf16 (f32 has the route portable)".to_owned(),
         }
         .into()),
-        Route::Fused | Route::Decode if !tiles(problem) => Err(unsupported(format!(
+        Route::Fused | Route::Decode | Route::PortableDecode if !tiles(problem) => Err(unsupported(format!(
             "route {route} with K = {inputs} and N = {outputs}; expected multiples of 8 (the route portable takes any)"
         ))),
-        Route::Decode if rows > DECODE_ROWS => {
-            Err(unsupported(format!("route decode with M = {rows}; expected at most {DECODE_ROWS}")))
+        Route::Decode | Route::PortableDecode if rows > DECODE_ROWS => {
+            Err(unsupported(format!("route {route} with M = {rows}; expected at most {DECODE_ROWS}")))
         }
-        Route::Decode => Ok(Path::Decode),
+        Route::Decode => Ok(decode),
+        Route::PortableDecode => Ok(Path::Decode),
         Route::Fused if arch.has_wgmma() => Ok(Path::Sm90),
         Route::Fused => Err(kernel_core::Error::UnsupportedDevice {
             needs: "an sm_90a device for the route fused".to_owned(),
@@ -96,7 +104,9 @@ mod tests {
         let float = Problem { dtype: DType::F32, ..few };
         assert_eq!(resolve(hopper, &large, Route::Auto).unwrap(), Path::Sm90);
         assert_eq!(resolve(ada, &large, Route::Auto).unwrap(), Path::Portable);
-        assert_eq!(resolve(hopper, &few, Route::Auto).unwrap(), Path::Decode);
+        assert_eq!(resolve(hopper, &few, Route::Auto).unwrap(), Path::DecodeSm90);
+        assert_eq!(resolve(hopper, &few, Route::PortableDecode).unwrap(), Path::Decode);
+        assert_eq!(resolve(ada, &few, Route::Decode).unwrap(), Path::Decode);
         assert_eq!(resolve(ada, &few, Route::Auto).unwrap(), Path::Decode);
         assert_eq!(resolve(hopper, &few, Route::Fused).unwrap(), Path::Sm90);
         assert_eq!(resolve(hopper, &odd, Route::Auto).unwrap(), Path::Portable);

@@ -88,9 +88,7 @@ impl Engine {
             gemms: Gemms::new(gpu, workspace.ptr(regions.cublas)),
             forward: match path {
                 Path::Sm90 => Forward::Sm90(Box::new(ForwardSm90::new(gpu, problem)?)),
-                Path::Decode if gpu.info().arch().has_wgmma() => {
-                    Forward::DecodeSm90(Box::new(DecodeSm90::new(gpu, problem)?))
-                }
+                Path::DecodeSm90 => Forward::DecodeSm90(Box::new(DecodeSm90::new(gpu, problem)?)),
                 Path::Decode => Forward::Decode(Decode::new(gpu, problem)?),
                 Path::Portable => Forward::Portable(GateForward::new(gpu, dtype)?),
             },

@@ -21,12 +21,13 @@ const PLAIN: Case = Case {
 fn every_layout_and_gate_on_every_route() {
     let Some(gpu) = gpu() else { return };
     let hopper = gpu.info().arch().has_wgmma();
-    for route in [Route::Fused, Route::Decode, Route::Portable] {
+    for route in [Route::Fused, Route::Decode, Route::PortableDecode, Route::Portable] {
         if route == Route::Fused && !hopper {
             eprintln!("skipped: the route fused needs sm_90a, found {}", gpu.info().arch());
             continue;
         }
-        let size = if route == Route::Decode { [37, 136, 72] } else { PLAIN.size };
+        let decodes = matches!(route, Route::Decode | Route::PortableDecode);
+        let size = if decodes { [37, 136, 72] } else { PLAIN.size };
         for layout in Layout::ALL {
             for (i, gate) in Gate::ALL.into_iter().enumerate() {
                 let case = Case { size, layout, gate, route, bias: i % 2 == 0, gap: 8 * (i % 3), ..PLAIN };
@@ -70,8 +71,10 @@ fn decode_takes_every_number_of_rows() {
     let Some(gpu) = gpu() else { return };
     for rows in [1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64] {
         for layout in [Layout::Packed(Order::GateFirst), Layout::Linear(Order::GateFirst)] {
-            let case = Case { size: [rows, 520, 2200], layout, route: Route::Decode, mode: Mode::Inference, ..PLAIN };
-            check::<bf16, bf16>(&gpu, &case, false);
+            for route in [Route::Decode, Route::PortableDecode] {
+                let case = Case { size: [rows, 520, 2200], layout, route, mode: Mode::Inference, ..PLAIN };
+                check::<bf16, bf16>(&gpu, &case, false);
+            }
         }
     }
 }

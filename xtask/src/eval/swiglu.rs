@@ -22,7 +22,7 @@ pub(super) struct Swiglu {
     /// cpu, or cuda:0 and so on
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// auto, fused, decode or portable; on a GPU only
+    /// auto, fused, decode, portable-decode or portable; on a GPU only
     #[arg(long)]
     route: Option<Route>,
     /// packed, packed-gate-second, linear, linear-gate-second, separate or separate-linear [default: packed]

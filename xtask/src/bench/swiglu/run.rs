@@ -110,7 +110,11 @@ const STREAK_WEIGHTS: usize = 3;
 fn works(problem: &BenchProblem, automatic: Route) -> Vec<(Route, Mode, Work, String)> {
     let routes: Vec<Route> = Route::ALL
         .into_iter()
-        .filter(|route| *route != Route::Auto && (problem.is_decode() || *route != Route::Decode))
+        .filter(|route| match route {
+            Route::Auto => false,
+            Route::Decode | Route::PortableDecode => problem.is_decode(),
+            Route::Fused | Route::Portable => true,
+        })
         .collect();
     let mut works = Vec::new();
     match problem.op {

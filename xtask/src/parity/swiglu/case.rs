@@ -25,7 +25,7 @@ pub(crate) fn cases(route: Route) -> impl Strategy<Value = Case> {
         Route::Auto => (90, 1),
         Route::Portable => (180, 1),
         Route::Fused => (300, 8),
-        Route::Decode => (64, 8),
+        Route::Decode | Route::PortableDecode => (64, 8),
     };
     let across = |most: usize| (1..=most / step).prop_map(move |units| units * step);
     let shape = (1..=rows, across(160), across(200));
