@@ -1,4 +1,8 @@
-//! Late-interaction scores (MaxSim) on NVIDIA GPUs, forward and backward.
+//! Late-interaction scores (MaxSim) on NVIDIA GPUs, forward and backward, and top-k search.
+//!
+//! A [`Problem`] says which texts there are ([`Spans`]), which of them meet ([`Pairing`]) and how tokens are compared; a [`Plan`] computes it on a
+//! device, [`cpu::Plan`] without one, and [`TopK`] ranks documents. Every layout is a list of (query, document) items for the same kernels.
+//! Errors name the argument, what was found and what was expected; nothing panics on input.
 #![deny(missing_docs)]
 
 mod backward;
@@ -25,3 +29,8 @@ pub use plan::{Plan, argmax_offset, packed_spans, workspace_bytes};
 pub use problem::{BackwardRoute, MAX_DIM, MAX_TOKENS, Options, Pairing, Problem, Route, Spans};
 pub use programs::variants;
 pub use top_k::{Ranking, TopK};
+
+/// The README's example, compiled with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

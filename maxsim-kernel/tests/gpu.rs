@@ -115,3 +115,14 @@ fn what_is_not_finite_reaches_the_scores_it_touches_and_no_other() {
         }
     }
 }
+
+/// Ties, NaN scores, empty documents, more wanted than there are, several runs, and the same corpus from host memory.
+#[test]
+fn top_k_ranks_as_the_scores_do() {
+    let Some(gpu) = gpu() else { return };
+    common::run_top_k(&gpu, 3, Spans::of_lengths((0..900).map(|i| i % 7)), 10);
+    common::run_top_k(&gpu, 1, Spans::padded(5000, 4), 1024);
+    common::run_top_k(&gpu, 2, Spans::of_lengths([0, 3, 0, 1, 0, 0]), 50);
+    // 300 MB of documents: more than one run.
+    common::run_top_k(&gpu, 2, Spans::padded(18_000, 130), 25);
+}

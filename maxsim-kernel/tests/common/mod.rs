@@ -1,8 +1,11 @@
 //! Random problems, run on the GPU and by reference-cpu.
 
+#![allow(unreachable_pub)]
+
 use maxsim_kernel::kernel_core;
+use maxsim_kernel::kernel_core::half;
 use maxsim_kernel::{
-    Gpu, Gradients, Inputs, MatrixView, MatrixViewMut, Options, Pairing, Plan, Problem, Route, Spans, VectorView,
+    Gpu, Gradients, Inputs, Ranking, TopK, MatrixView, MatrixViewMut, Options, Pairing, Plan, Problem, Route, Spans, VectorView,
     VectorViewMut, cpu,
 };
 use rand::{RngExt, SeedableRng};
@@ -20,7 +23,7 @@ fn from<T: Number>(x: T) -> f32 {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Numbers {
+pub(crate) enum Numbers {
     /// -2 to 2.
     Integers,
     /// All tokens alike: everything ties.
@@ -29,7 +32,7 @@ pub enum Numbers {
 }
 
 #[derive(Clone, Debug)]
-pub struct Case {
+pub(crate) struct Case {
     pub queries: Spans,
     pub docs: Spans,
     pub pairing: Pairing,
@@ -55,7 +58,7 @@ impl Default for Case {
     }
 }
 
-pub fn gpu() -> Option<Gpu> {
+pub(crate) fn gpu() -> Option<Gpu> {
     match Gpu::new(0) {
         Ok(gpu) => Some(gpu),
         Err(error) => {
@@ -222,7 +225,7 @@ fn assert_same<A: PartialEq + std::fmt::Debug>(what: &str, found: &[A], expected
     }
 }
 
-pub fn run_exact<T: Number>(gpu: &Gpu, case: &Case) {
+pub(crate) fn run_exact<T: Number>(gpu: &Gpu, case: &Case) {
     let data = Data::<T>::new(case);
     let (found, expected) = (data.on_gpu(gpu, case.options, None), data.on_host());
     let case = &Case { dim: case.dim, ..case.clone() };
@@ -243,7 +246,7 @@ fn assert_near(what: &str, found: &[f32], expected: &[f32], bound: f32, case: &C
     }
 }
 
-pub fn run_near<T: Number>(gpu: &Gpu, case: &Case) {
+pub(crate) fn run_near<T: Number>(gpu: &Gpu, case: &Case) {
     let case = &Case { numbers: Numbers::Normal, ..case.clone() };
     let data = Data::<T>::new(case);
     let expected = data.on_host();
@@ -262,7 +265,7 @@ pub fn run_near<T: Number>(gpu: &Gpu, case: &Case) {
 }
 
 /// One bad element in a document and in a query that count, and in masked ones.
-pub fn run_not_finite<T: Number>(gpu: &Gpu, route: Route, value: f32) {
+pub(crate) fn run_not_finite<T: Number>(gpu: &Gpu, route: Route, value: f32) {
     for normalize in [false, true] {
         let case = Case {
             queries: Spans::padded(6, 20),
@@ -292,4 +295,35 @@ pub fn run_not_finite<T: Number>(gpu: &Gpu, route: Route, value: f32) {
             assert_same("argmax", &found.argmax, &expected.argmax, &case);
         }
     }
+}
+
+pub fn run_top_k(gpu: &Gpu, queries: usize, docs: Spans, k: usize) {
+    let case = Case { queries: Spans::padded(queries, 6), docs, dim: 64, ..Case::default() };
+    let mut data = Data::<half::f16>::new(&case);
+    // A document that scores NaN comes last.
+    let row = data.problem.docs.span(data.problem.docs.count() / 2).start.min(data.problem.docs.rows() - 1);
+    data.docs[row * case.dim] = half::f16::NAN;
+    let plan = cpu::Plan::new(data.problem.clone()).unwrap();
+    let inputs = cpu::Inputs {
+        queries: HostMatrix::new("queries", &data.queries, data.problem.queries.rows(), case.dim).unwrap(),
+        docs: HostMatrix::new("docs", &data.docs, data.problem.docs.rows(), case.dim).unwrap(),
+        query_mask: None,
+        doc_mask: None,
+    };
+    let mut scores = vec![0.0; data.problem.scores()];
+    plan.forward(&inputs, &mut scores, None).unwrap();
+    let expected = Ranking::of_scores(&scores, data.problem.docs.count(), k);
+
+    let mut top = TopK::new(gpu, &data.problem, k, Options::default()).unwrap();
+    let (tokens, corpus) = (gpu.upload(&data.queries).unwrap(), gpu.upload(&data.docs).unwrap());
+    let view = MatrixView::new("queries", &tokens, [data.problem.queries.rows(), case.dim]).unwrap();
+    let found = [top.search(&view, &corpus.as_view()).unwrap(), top.search_host(&view, &data.docs).unwrap()];
+    for found in found {
+        assert_eq!(found.per_query, expected.per_query);
+        assert_same("ranked documents", &found.docs, &expected.docs, &case);
+        let text = |scores: &[f32]| scores.iter().map(f32::to_string).collect::<Vec<_>>();
+        assert_same("ranked scores", &text(&found.scores), &text(&expected.scores), &case);
+    }
+    let error = TopK::new(gpu, &data.problem, 1025, Options::default()).unwrap_err().to_string();
+    assert!(error.contains("1024"), "{error}");
 }

@@ -1,0 +1,88 @@
+//! The corpus in `data/docstring-code`.
+
+use std::error::Error;
+use std::path::Path;
+
+use maxsim_kernel::Spans;
+use maxsim_kernel::kernel_core::half::f16;
+
+pub(crate) const DIM: usize = 128;
+
+/// One function.
+pub(crate) struct Text {
+    pub(crate) query: String,
+    /// Where it stands, such as `http/server.py:send_header`.
+    pub(crate) source: String,
+    pub(crate) query_tokens: Vec<String>,
+    pub(crate) code_tokens: Vec<String>,
+}
+
+pub(crate) struct Corpus {
+    pub(crate) texts: Vec<Text>,
+    pub(crate) queries: Spans,
+    pub(crate) code: Spans,
+    /// `[tokens, DIM]`, rows of unit length.
+    pub(crate) query_tokens: Vec<f16>,
+    pub(crate) code_tokens: Vec<f16>,
+}
+
+impl Corpus {
+    pub(crate) fn load() -> Result<Self, Box<dyn Error>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/docstring-code");
+        let lines = std::fs::read_to_string(folder.join("texts.jsonl"))?;
+        let texts = lines.lines().map(text).collect::<Result<Vec<_>, _>>()?;
+        let read = |names: &[&str]| -> Result<Vec<f16>, Box<dyn Error>> {
+            let mut tokens = Vec::new();
+            for name in names {
+                tokens.extend(std::fs::read(folder.join(name))?.chunks_exact(DIM).flat_map(unit_row));
+            }
+            Ok(tokens)
+        };
+        let corpus = Self {
+            queries: Spans::of_lengths(texts.iter().map(|text| text.query_tokens.len())),
+            code: Spans::of_lengths(texts.iter().map(|text| text.code_tokens.len())),
+            query_tokens: read(&["query_tokens.i8"])?,
+            code_tokens: read(&["code_tokens_0.i8", "code_tokens_1.i8"])?,
+            texts,
+        };
+        let expected = (corpus.queries.rows() * DIM, corpus.code.rows() * DIM);
+        if (corpus.query_tokens.len(), corpus.code_tokens.len()) != expected {
+            return Err("the embeddings are not as many as the word pieces".into());
+        }
+        Ok(corpus)
+    }
+
+    /// One query alone.
+    pub(crate) fn query(&self, index: usize) -> (Spans, &[f16]) {
+        let span = self.queries.span(index);
+        (self.queries.slice(index..index + 1), &self.query_tokens[span.start * DIM..span.end * DIM])
+    }
+
+    /// One function alone.
+    pub(crate) fn function(&self, index: usize) -> (Spans, &[f16]) {
+        let span = self.code.span(index);
+        (self.code.slice(index..index + 1), &self.code_tokens[span.start * DIM..span.end * DIM])
+    }
+}
+
+fn text(line: &str) -> Result<Text, Box<dyn Error>> {
+    let value: serde_json::Value = serde_json::from_str(line)?;
+    let string = |name: &str| value[name].as_str().map(str::to_owned).ok_or(format!("no {name}"));
+    let strings = |name: &str| -> Result<Vec<String>, String> {
+        let list = value[name].as_array().ok_or(format!("no {name}"))?;
+        Ok(list.iter().map(|piece| piece.as_str().unwrap_or_default().to_owned()).collect())
+    };
+    Ok(Text {
+        query: string("query")?,
+        source: string("source")?,
+        query_tokens: strings("query_tokens")?,
+        code_tokens: strings("code_tokens")?,
+    })
+}
+
+/// A row of signed bytes as a vector of length 1.
+fn unit_row(bytes: &[u8]) -> impl Iterator<Item = f16> + '_ {
+    let value = |byte: &u8| f32::from(byte.cast_signed());
+    let length = bytes.iter().map(value).map(|x| x * x).sum::<f32>().sqrt().max(1.0);
+    bytes.iter().map(move |byte| f16::from_f32(value(byte) / length))
+}
