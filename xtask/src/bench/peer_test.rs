@@ -56,6 +56,7 @@ fn reasons_reach_the_caller() {
 fn the_scripts_answer_on_any_machine() {
     answers("siglip_peer.py", &super::super::siglip::PEERS);
     answers("swiglu_peer.py", &super::super::swiglu::PEERS);
+    answers("maxsim_peer.py", &super::super::maxsim::PEERS);
 }
 
 fn answers(script: &str, expected: &[&str]) {
