@@ -5,8 +5,8 @@
 use maxsim_kernel::kernel_core;
 use maxsim_kernel::kernel_core::half;
 use maxsim_kernel::{
-    Gpu, Gradients, Inputs, Ranking, TopK, MatrixView, MatrixViewMut, Options, Pairing, Plan, Problem, Route, Spans, VectorView,
-    VectorViewMut, cpu,
+    Gpu, Gradients, Inputs, MatrixView, MatrixViewMut, Options, Pairing, Plan, Problem, Ranking, Route, Spans, TopK,
+    VectorView, VectorViewMut, cpu,
 };
 use rand::{RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
