@@ -57,7 +57,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     findings.push(library("cuBLASLt", Library::CublasLt));
     findings.push(cache());
     findings.push(autotune());
-    findings.push(program("Rust", "rustc", "needed to build; install it from https://rustup.rs"));
+    findings.push(program("Rust", "rustc", "needed to build; install it with rustup"));
     findings.push(program(
         "Python",
         "python3",
