@@ -214,7 +214,14 @@ DEV void sum_lists(Shared& shared, const GradientParams& params, u64 first_row, 
   }
 }
 
-KERNEL __launch_bounds__(THREADS, 2) maxsim_backward_docs(const __grid_constant__ GradientParams params) {
+// Blocks that an SM should hold. On Ada (sm_89) the compiler spills at the 64 registers that two blocks of 512 threads leave each thread.
+#if __CUDA_ARCH__ == 890
+constexpr u32 RESIDENT = THREADS > 256 ? 1 : 2;
+#else
+constexpr u32 RESIDENT = 2;
+#endif
+
+KERNEL __launch_bounds__(THREADS, RESIDENT) maxsim_backward_docs(const __grid_constant__ GradientParams params) {
   extern __shared__ __align__(16) u8 dynamic[];
   Shared& shared = *reinterpret_cast<Shared*>(dynamic);
   grid_dependency_wait();

@@ -7,7 +7,7 @@ use kernel_core::compile::{CompileReport, CompileWarning, ResourceUsage, compile
 use kernel_core::{Arch, CubinCache, Variant};
 use rayon::prelude::*;
 
-/// Compile every kernel for every architecture; fail on register spills and on lost asynchrony
+/// Compile every kernel for every architecture; fail on register spills where time is spent, and on lost asynchrony
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Architectures, separated by commas
@@ -29,7 +29,11 @@ const FAULT_LINES: usize = 12;
 
 /// Every family with all of its kernels.
 fn families() -> Vec<(&'static str, Vec<Variant>)> {
-    vec![("siglip", siglip_kernel::variants()), ("swiglu", swiglu_kernel::variants())]
+    vec![
+        ("siglip", siglip_kernel::variants()),
+        ("swiglu", swiglu_kernel::variants()),
+        ("maxsim", maxsim_kernel::variants()),
+    ]
 }
 
 /// What is compiled at once: kernels of one source with the same macros, for one architecture.
@@ -153,12 +157,13 @@ fn judge(variant: &Variant, arch: Arch, report: &CompileReport) -> Row {
     let usage = report.entry(variant.entry).filter(|usage| usage.kernel).cloned();
     match &usage {
         None => faults.push(format!("there is no kernel {:?} in the compiled program", variant.entry)),
-        Some(usage) if usage.spills() => {
+        // Spills are shown for every kernel; one in which little time is spent may have them.
+        Some(usage) if usage.spills() && variant.hot => {
             faults.push(format!("spills {} bytes out, {} bytes in", usage.spill_stores, usage.spill_loads));
         }
         Some(_) => {}
     }
-    for function in report.usage.iter().filter(|usage| !usage.kernel && usage.spills()) {
+    for function in report.usage.iter().filter(|usage| !usage.kernel && usage.spills() && variant.hot) {
         faults.push(format!("its program's device function {} spills", function.entry));
     }
     faults.extend(report.warnings.iter().filter(|warning| warning.serializes()).map(|warning| warning.message.clone()));
