@@ -1,6 +1,7 @@
 //! The command: which card, which families, and where the results go.
 
 use super::peer::{PeerProcess, scripts};
+use super::setting::Setting;
 use super::timing::Stopwatch;
 use super::{ceilings, first_call, maxsim, siglip, swiglu};
 use crate::results::{BenchFile, BenchRow, ResultsFolder, merge_and_save};
@@ -88,19 +89,19 @@ fn measure(args: &Args, gpu: &Gpu, bar: &ProgressBar) -> Result<()> {
     if wants(Family::Siglip) {
         bar.set_message("siglip");
         let peers = start_peers(args, "siglip_peer.py", &mut say)?;
-        let setting = siglip::Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
+        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
         siglip::run(&setting, &mut say, &mut done)?;
     }
     if wants(Family::Swiglu) {
         bar.set_message("swiglu");
         let peers = start_peers(args, "swiglu_peer.py", &mut say)?;
-        let setting = swiglu::Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
+        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
         swiglu::run(&setting, &mut say, &mut done)?;
     }
     if wants(Family::Maxsim) {
         bar.set_message("maxsim");
         let peers = start_peers(args, "maxsim_peer.py", &mut say)?;
-        let setting = maxsim::Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
+        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
         maxsim::run(&setting, &mut say, &mut done)?;
     }
     let file = format!("bench-{}.json", slug::of(&gpu.info().name));

@@ -6,6 +6,7 @@ mod contender;
 mod first_call;
 mod maxsim;
 mod peer;
+mod setting;
 mod siglip;
 mod swiglu;
 mod timing;

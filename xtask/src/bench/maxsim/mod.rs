@@ -6,4 +6,4 @@ mod run;
 
 #[cfg(test)]
 pub(crate) use problems::PEERS;
-pub(crate) use run::{Setting, run};
+pub(crate) use run::run;

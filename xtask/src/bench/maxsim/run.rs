@@ -2,28 +2,14 @@
 
 use super::contenders::{Buffers, Ours};
 use super::problems::{BenchProblem, Op, PEERS, problems};
-use crate::bench::contender::{Contender, Effort, Measurement, race};
-use crate::bench::peer::{Peer, PeerProcess};
-use crate::bench::timing::Stopwatch;
+use crate::bench::contender::{Contender, Measurement};
+use crate::bench::setting::{Setting, Subject, missing_line};
 use crate::results::BenchRow;
 use crate::siglip::random_rows;
-use crate::{card, source_hash};
 use anyhow::Result;
 use half::bf16;
-use kernel_core::Gpu;
 use maxsim_kernel::{BackwardRoute, Options, Plan, Route};
 use std::cell::RefCell;
-use std::rc::Rc;
-
-/// What the family's bench is given.
-pub(crate) struct Setting<'a> {
-    pub(crate) gpu: &'a Gpu,
-    pub(crate) stopwatch: &'a RefCell<Stopwatch>,
-    pub(crate) peers: Option<Rc<RefCell<PeerProcess>>>,
-    pub(crate) quick: bool,
-    /// Numbers of queries to keep; empty keeps all.
-    pub(crate) only: &'a [usize],
-}
 
 /// Runs every problem; `done` gets the rows of each as soon as it is measured, `say` a line for the log.
 pub(crate) fn run(
@@ -52,7 +38,7 @@ fn run_problem(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMu
     let op = problem.op;
     let shape: Vec<String> = problem.shape().iter().map(|(axis, size)| format!("{axis}={size}")).collect();
     let title = format!("maxsim {} {}", op.name(), shape.join(" "));
-    let mut missing = |who: &str, why: &str| say(format!("{title}: MISSING {who}: {why}"));
+    let mut missing = |who: &str, why: &str| say(missing_line(&title, who, why));
 
     let definition = problem.problem();
     let queries = tokens(definition.queries.rows(), problem.dim, 1);
@@ -69,23 +55,16 @@ fn run_problem(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMu
             Err(error) => missing(&format!("ours {}", options.route), &error.to_string()),
         }
     }
-    if let Some(process) = &setting.peers {
-        for name in PEERS {
-            match Peer::set_up(process, name, &problem.for_peers()) {
-                Ok(peer) => contenders.push(Box::new(peer)),
-                Err(error) => missing(name, &format!("{error:#}")),
-            }
-        }
-    }
-    let measured = race(contenders, Effort::new(setting.quick), &mut missing);
-    if let Some(process) = &setting.peers {
-        process.borrow_mut().drop_all()?;
-    }
-    for m in &measured {
-        say(line(&title, problem, m));
-    }
-    let date = card::now();
-    Ok(measured.into_iter().map(|m| row(problem, m, &date)).collect())
+    setting.join_peers(&PEERS, &problem.for_peers(), &mut contenders, &mut missing);
+    let subject = Subject {
+        family: "maxsim",
+        op: op.name().to_owned(),
+        shape: problem.shape(),
+        dtype: "bf16".to_owned(),
+        flop: problem.flop(),
+        bytes: problem.bytes(),
+    };
+    setting.measure(&subject, &title, contenders, |m| line(&title, problem, m), say)
 }
 
 fn routes(problem: &BenchProblem) -> Vec<Options> {
@@ -110,26 +89,4 @@ fn line(title: &str, problem: &BenchProblem, m: &Measurement) -> String {
         problem.flop() as f64 / ms / 1e9,
         problem.bytes() as f64 / ms / 1e6,
     )
-}
-
-fn row(problem: &BenchProblem, m: Measurement, date: &str) -> BenchRow {
-    BenchRow {
-        family: "maxsim".to_owned(),
-        op: problem.op.name().to_owned(),
-        shape: problem.shape(),
-        dtype: "bf16".to_owned(),
-        route: m.route,
-        implementation: m.implementation,
-        ms_median: m.samples.median(),
-        ms_min: m.samples.min(),
-        ms_max: m.samples.max(),
-        flop: problem.flop(),
-        bytes: problem.bytes(),
-        peak_bytes: m.peak_bytes,
-        host_us: m.host_us,
-        auto: m.auto,
-        reps: m.samples.len() as u64,
-        date: date.to_owned(),
-        source_hash: source_hash::of_family("maxsim").unwrap_or_default().to_owned(),
-    }
 }

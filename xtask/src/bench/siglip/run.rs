@@ -2,29 +2,16 @@
 
 use super::contenders::{BareProducts, Ours};
 use super::problems::{BIAS, BenchProblem, LOG_TEMP, problems};
-use crate::bench::contender::{Contender, Effort, Measurement, race};
-use crate::bench::peer::{Peer, PeerProcess};
-use crate::bench::timing::Stopwatch;
+use crate::bench::contender::{Contender, Measurement};
+use crate::bench::setting::{Setting, Subject, missing_line};
 use crate::results::BenchRow;
 use crate::siglip::{DeviceCall, Number, options, random_rows};
-use crate::{card, source_hash};
 use anyhow::Result;
 use half::{bf16, f16};
-use kernel_core::{DType, Gpu};
+use kernel_core::DType;
 use reference_cpu::siglip::SiglipParams;
 use siglip_kernel::{Plan, Route};
 use std::cell::RefCell;
-use std::rc::Rc;
-
-/// What the family's bench is given.
-pub(crate) struct Setting<'a> {
-    pub(crate) gpu: &'a Gpu,
-    pub(crate) stopwatch: &'a RefCell<Stopwatch>,
-    pub(crate) peers: Option<Rc<RefCell<PeerProcess>>>,
-    pub(crate) quick: bool,
-    /// Sizes B to keep; empty keeps all.
-    pub(crate) only: &'a [usize],
-}
 
 /// Runs every problem; `done` gets the rows of each as soon as it is measured, `say` a line for the log.
 pub(crate) fn run(
@@ -51,7 +38,7 @@ fn run_problem<T: Number>(
     let Setting { gpu, stopwatch, .. } = *setting;
     let BenchProblem { op, b, d, dtype } = *problem;
     let title = format!("siglip {} B={b} D={d} {dtype}", op.name());
-    let mut missing = |who: &str, why: &str| say(format!("{title}: MISSING {who}: {why}"));
+    let mut missing = |who: &str, why: &str| say(missing_line(&title, who, why));
 
     let (img, txt) = (random_rows::<T>(b, d, 1), random_rows::<T>(b, d, 2));
     let call = RefCell::new(DeviceCall::new(gpu, &img, &txt, d, &SiglipParams::square(b, LOG_TEMP, BIAS))?);
@@ -75,27 +62,22 @@ fn run_problem<T: Number>(
             Err(error) => missing(&format!("ours {route}"), &error.to_string()),
         }
     }
-    if let Some(process) = &setting.peers {
+    if setting.peers.is_some() {
         let (names, left_out) = problem.peers(gpu.info().total_bytes);
         for (name, why) in left_out {
             missing(name, &why);
         }
-        for name in names {
-            match Peer::set_up(process, name, &problem.for_peers()) {
-                Ok(peer) => contenders.push(Box::new(peer)),
-                Err(error) => missing(name, &format!("{error:#}")),
-            }
-        }
+        setting.join_peers(&names, &problem.for_peers(), &mut contenders, &mut missing);
     }
-    let measured = race(contenders, Effort::new(setting.quick), &mut missing);
-    if let Some(process) = &setting.peers {
-        process.borrow_mut().drop_all()?;
-    }
-    for m in &measured {
-        say(line(&title, problem, m));
-    }
-    let date = card::now();
-    Ok(measured.into_iter().map(|m| row(problem, m, &date)).collect())
+    let subject = Subject {
+        family: "siglip",
+        op: op.name().to_owned(),
+        shape: problem.shape(),
+        dtype: dtype.to_string(),
+        flop: problem.flop(),
+        bytes: problem.bytes(),
+    };
+    setting.measure(&subject, &title, contenders, |m| line(&title, problem, m), say)
 }
 
 fn line(title: &str, problem: &BenchProblem, m: &Measurement) -> String {
@@ -110,26 +92,4 @@ fn line(title: &str, problem: &BenchProblem, m: &Measurement) -> String {
         m.samples.max(),
         problem.flop() as f64 / ms / 1e9
     )
-}
-
-fn row(problem: &BenchProblem, m: Measurement, date: &str) -> BenchRow {
-    BenchRow {
-        family: "siglip".to_owned(),
-        op: problem.op.name().to_owned(),
-        shape: problem.shape(),
-        dtype: problem.dtype.to_string(),
-        route: m.route,
-        implementation: m.implementation,
-        ms_median: m.samples.median(),
-        ms_min: m.samples.min(),
-        ms_max: m.samples.max(),
-        flop: problem.flop(),
-        bytes: problem.bytes(),
-        peak_bytes: m.peak_bytes,
-        host_us: m.host_us,
-        auto: m.auto,
-        reps: m.samples.len() as u64,
-        date: date.to_owned(),
-        source_hash: source_hash::of_family("siglip").unwrap_or_default().to_owned(),
-    }
 }

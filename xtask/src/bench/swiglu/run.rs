@@ -2,29 +2,15 @@
 
 use super::contenders::{BareProducts, Ours, Work};
 use super::problems::{BenchProblem, Op, PEERS, problems};
-use crate::bench::contender::{Contender, Effort, Measurement, race};
-use crate::bench::peer::{Peer, PeerProcess};
-use crate::bench::timing::Stopwatch;
+use crate::bench::contender::{Contender, Measurement};
+use crate::bench::setting::{Setting, Subject, missing_line};
 use crate::results::BenchRow;
 use crate::siglip::Number;
 use crate::swiglu::{DeviceCall, Tensors, random};
-use crate::{card, source_hash};
 use anyhow::Result;
 use half::bf16;
-use kernel_core::Gpu;
 use std::cell::RefCell;
-use std::rc::Rc;
 use swiglu_kernel::{Mode, Options, Plan, Problem, Route};
-
-/// What the family's bench is given.
-pub(crate) struct Setting<'a> {
-    pub(crate) gpu: &'a Gpu,
-    pub(crate) stopwatch: &'a RefCell<Stopwatch>,
-    pub(crate) peers: Option<Rc<RefCell<PeerProcess>>>,
-    pub(crate) quick: bool,
-    /// Rows M to keep; empty keeps all.
-    pub(crate) only: &'a [usize],
-}
 
 /// Runs every problem; `done` gets the rows of each as soon as it is measured, `say` a line for the log.
 pub(crate) fn run(
@@ -53,7 +39,7 @@ fn run_problem<T: Number>(
     let Setting { gpu, stopwatch, .. } = *setting;
     let BenchProblem { op, m, k, n, dtype } = *problem;
     let title = format!("swiglu {} M={m} K={k} N={n} {dtype}", op.name());
-    let mut missing = |who: &str, why: &str| say(format!("{title}: MISSING {who}: {why}"));
+    let mut missing = |who: &str, why: &str| say(missing_line(&title, who, why));
 
     let layer = Problem::new(m, k, n, dtype);
     let tensors = Tensors::<T> {
@@ -84,23 +70,16 @@ fn run_problem<T: Number>(
         Ok(products) => contenders.push(Box::new(products)),
         Err(error) => missing("cublas", &format!("{error:#}")),
     }
-    if let Some(process) = &setting.peers {
-        for name in PEERS {
-            match Peer::set_up(process, name, &problem.for_peers()) {
-                Ok(peer) => contenders.push(Box::new(peer)),
-                Err(error) => missing(name, &format!("{error:#}")),
-            }
-        }
-    }
-    let measured = race(contenders, Effort::new(setting.quick), &mut missing);
-    if let Some(process) = &setting.peers {
-        process.borrow_mut().drop_all()?;
-    }
-    for m in &measured {
-        say(line(&title, problem, m));
-    }
-    let date = card::now();
-    Ok(measured.into_iter().map(|m| row(problem, m, &date)).collect())
+    setting.join_peers(&PEERS, &problem.for_peers(), &mut contenders, &mut missing);
+    let subject = Subject {
+        family: "swiglu",
+        op: op.name().to_owned(),
+        shape: problem.shape(),
+        dtype: dtype.to_string(),
+        flop: problem.flop(),
+        bytes: problem.bytes(),
+    };
+    setting.measure(&subject, &title, contenders, |m| line(&title, problem, m), say)
 }
 
 /// Sets of weights that a streak goes through: together far larger than any L2.
@@ -148,26 +127,4 @@ fn line(title: &str, problem: &BenchProblem, m: &Measurement) -> String {
         m.samples.min(),
         m.samples.max(),
     )
-}
-
-fn row(problem: &BenchProblem, m: Measurement, date: &str) -> BenchRow {
-    BenchRow {
-        family: "swiglu".to_owned(),
-        op: problem.op.name().to_owned(),
-        shape: problem.shape(),
-        dtype: problem.dtype.to_string(),
-        route: m.route,
-        implementation: m.implementation,
-        ms_median: m.samples.median(),
-        ms_min: m.samples.min(),
-        ms_max: m.samples.max(),
-        flop: problem.flop(),
-        bytes: problem.bytes(),
-        peak_bytes: m.peak_bytes,
-        host_us: m.host_us,
-        auto: m.auto,
-        reps: m.samples.len() as u64,
-        date: date.to_owned(),
-        source_hash: source_hash::of_family("swiglu").unwrap_or_default().to_owned(),
-    }
 }
