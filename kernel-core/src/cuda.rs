@@ -1,5 +1,7 @@
 //! Shared device headers, compiled into every program: PTX wrappers, the Hopper and the portable GEMM mainloops, numerics.
 
+use crate::dtype::DType;
+
 macro_rules! headers {
     ($($name:literal),* $(,)?) => {
         &[$(($name, include_str!(concat!("../cuda/", $name)))),*]
@@ -23,3 +25,18 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "sm90/scheduler.cuh",
     "sm90/store.cuh",
 ];
+
+/// The tag of `element.cuh` for a dtype, as the value of a macro.
+pub fn element(dtype: DType) -> String {
+    match dtype {
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::Bf16 => "BF16",
+    }
+    .to_owned()
+}
+
+/// A switch as the value of a macro: `1` or `0`.
+pub fn flag(on: bool) -> String {
+    u32::from(on).to_string()
+}

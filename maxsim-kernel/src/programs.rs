@@ -1,5 +1,6 @@
 //! The CUDA sources of this crate and every variant of them that can be launched.
 
+use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
 use crate::kernels::Shape;
@@ -34,20 +35,6 @@ program!(FINISH_GRADIENTS, "finish_gradients");
 /// Document tokens that a block of `backward_docs` owns when the lists always fit at once: in a cross, where many query tokens meet a
 /// document, and elsewhere.
 pub(crate) const OWNED: [usize; 2] = [64, 256];
-
-/// The device's name of an element type.
-fn element(dtype: DType) -> String {
-    match dtype {
-        DType::F32 => "F32",
-        DType::F16 => "F16",
-        DType::Bf16 => "BF16",
-    }
-    .to_owned()
-}
-
-fn flag(on: bool) -> String {
-    u32::from(on).to_string()
-}
 
 fn row_defines(dtype: DType, access: RowAccess) -> Vec<(&'static str, String)> {
     vec![

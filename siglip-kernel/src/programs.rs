@@ -1,5 +1,6 @@
 //! The CUDA sources of this crate and every variant of them that can be launched.
 
+use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
 const HEADERS: &[(&str, &str)] =
@@ -20,20 +21,6 @@ program!(GRADIENT_SM90, "gradient_sm90");
 program!(LOGITS_PORTABLE, "logits_portable");
 program!(PAIRS_F32, "pairs_f32");
 program!(FINALIZE, "finalize");
-
-/// The device's name of an element type.
-fn element(dtype: DType) -> String {
-    match dtype {
-        DType::F32 => "F32",
-        DType::F16 => "F16",
-        DType::Bf16 => "BF16",
-    }
-    .to_owned()
-}
-
-fn flag(on: bool) -> String {
-    u32::from(on).to_string()
-}
 
 /// Blocks of a cluster share the text tile in the loss-only kernel, where that is 10% faster at narrow bands; with gradients it makes no difference
 /// (H200).

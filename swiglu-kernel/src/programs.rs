@@ -1,5 +1,6 @@
 //! The CUDA sources of this crate and every variant of them that can be launched.
 
+use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
 use crate::kernels::decode::TOKENS;
@@ -27,20 +28,6 @@ program!(DECODE_SM90, "decode_sm90");
 program!(THROUGH_SM90, "through_sm90");
 program!(GATE, "gate");
 program!(COLUMN_SUMS, "column_sums");
-
-/// The device's name of an element type.
-fn element(dtype: DType) -> String {
-    match dtype {
-        DType::F32 => "F32",
-        DType::F16 => "F16",
-        DType::Bf16 => "BF16",
-    }
-    .to_owned()
-}
-
-fn flag(on: bool) -> String {
-    u32::from(on).to_string()
-}
 
 /// Which axis of the weights is contiguous.
 fn weights(linear: bool) -> String {
