@@ -1,4 +1,6 @@
 // The pair loss and its gradient over a block of f32 dot products in memory, in place: x becomes q = -y sigmoid(-y z). One pass over the block.
+// The q of positive pairs, large beside all others, goes to a place of its own and x becomes 0 there: summed among thousands of faint pairs,
+// it would cost each of their additions a rounding of its own size. `siglip_scale` adds it at the end.
 //   WITH_GRADIENT: 0 or 1
 #include "ptx/sync.cuh"
 #include "sigmoid.cuh"
@@ -9,7 +11,8 @@ struct PairsF32Params {
   u64 x_stride;
   u32 rows, cols, first;
   i64 diagonal;
-  double* sums;  // [gridDim.x * 8][3]
+  float* positive;  // [rows]: q of each row's positive pair, where there is one
+  double* sums;     // [gridDim.x * 8][3]
 };
 
 KERNEL __launch_bounds__(256) siglip_pairs_f32(const __grid_constant__ PairsF32Params params) {
@@ -28,7 +31,8 @@ KERNEL __launch_bounds__(256) siglip_pairs_f32(const __grid_constant__ PairsF32P
       row_loss += fmaxf(a, 0.f) + log1pf(u);
       if constexpr (WITH_GRADIENT) {
         const float sigmoid = (a >= 0.f ? 1.f : u) / (1.f + u), q = positive ? -sigmoid : sigmoid;
-        x[column] = q;
+        x[column] = positive ? 0.f : q;
+        if (positive) params.positive[row] = q;
         row_q += q;
         row_q_x = fmaf(q, dot, row_q_x);
       }

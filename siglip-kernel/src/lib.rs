@@ -53,8 +53,8 @@
 //! * The loss is within 1e-5 relative. Each of the epilogue's three paths (pairs that are all faint, all quiet, or anything) has its own
 //!   bound, derived in `cuda/sigmoid.cuh`: at most 2.6e-6 + f32's order for faint fragments, below 1e-5 for the others at any z. Logits of ±10⁴ neither
 //!   overflow nor lose the loss.
-//! * f32 gradients are within 3e-6 of the largest for up to about a thousand rows of the other side, and within 6e-6 for 8,192: the products add one
-//!   pair after another. 16-bit gradients carry two roundings: q to the dtype (in f16 scaled by 2¹⁴, so that faint pairs do
+//! * f32 gradients are within 2e-6 of the largest: the positive pairs, whose terms may be thousands of times larger than all others, are kept out of the
+//!   products and added last. 16-bit gradients carry two roundings: q to the dtype (in f16 scaled by 2¹⁴, so that faint pairs do
 //!   not underflow), and the result; between them everything is f32. Gradients below f16's smallest number vanish, as they would anywhere:
 //!   use `upstream` as a loss scale.
 //! * A NaN or an infinity in device memory reaches the loss.

@@ -7,7 +7,7 @@ use crate::design::{Design, Engine as Kind, Gradient, Pass};
 use crate::engines::{At, Call, Engine, F32Engine, PortableEngine, Sm90Engine};
 use crate::error::Result;
 use crate::io::{Inputs, Outputs};
-use crate::kernels::{Finalize, GradientFactor, PadParams, ReduceParams, ScaleParams};
+use crate::kernels::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
 use crate::problem::{Options, Problem, Route};
 use crate::workspace::{Regions, gain_log2, padded_dim, pads};
 
@@ -165,7 +165,17 @@ impl Plan {
         let slots = unsafe { self.pass(&mut call, false, d_img) }?;
         match self.design.cols_gradient() {
             Some(Gradient::Direct) => {}
-            Some(Gradient::Accumulated | Gradient::InPlace) => self.scale(&call, call.d_txt, d_txt, problem.cols)?,
+            Some(Gradient::Accumulated | Gradient::InPlace) => {
+                let positives = PositivePairs {
+                    positive: call.positive,
+                    other: call.img.address,
+                    other_stride: call.img.row_stride as u64,
+                    shift: -call.offset,
+                    other_rows: problem.rows as i64,
+                    by_other: 1,
+                };
+                self.scale(&call, call.d_txt, d_txt, problem.cols, positives)?;
+            }
             None => {
                 let mut mirrored = self.mirrored(&call, d_txt);
                 // SAFETY: as above; the same views with their sides exchanged.
@@ -202,7 +212,19 @@ impl Plan {
                 }
             }
             if to_rows != Gradient::Direct && block.col + block.cols == pass.problem.cols {
-                self.scale(call, call.d_img, rows_out, block.rows)?;
+                let positives = PositivePairs {
+                    positive: if call.positive == 0 {
+                        0
+                    } else {
+                        call.positive + (block.row * size_of::<f32>()) as u64
+                    },
+                    other: call.txt.address,
+                    other_stride: call.txt.row_stride as u64,
+                    shift: call.offset + block.row as i64,
+                    other_rows: pass.problem.cols as i64,
+                    by_other: 0,
+                };
+                self.scale(call, call.d_img, rows_out, block.rows, positives)?;
             }
         }
         Ok(slots)
@@ -266,6 +288,7 @@ impl Plan {
             d_txt,
             factor: GradientFactor { log_temp, upstream, inverse: 1.0 / (problem.batch as f64 * gain) },
             sums: self.workspace.ptr(self.regions.sums),
+            positive: if self.design.engine == Kind::F32 { self.workspace.ptr(self.regions.positive) } else { 0 },
             cublas: self.workspace.ptr(self.regions.cublas),
         };
         if pads(problem) {
@@ -291,7 +314,7 @@ impl Plan {
     }
 
     /// Queues `rows` rows of gradients from their accumulators.
-    fn scale(&self, call: &Call<'_>, from: At, to: At, rows: usize) -> Result<()> {
+    fn scale(&self, call: &Call<'_>, from: At, to: At, rows: usize, positives: PositivePairs) -> Result<()> {
         let params = ScaleParams {
             from: from.address,
             to: to.address,
@@ -300,6 +323,7 @@ impl Plan {
             rows: rows as u64,
             cols: self.design.images.problem.dim as u32,
             factor: call.factor,
+            positives,
         };
         // SAFETY: accumulators and outputs hold `rows` rows.
         unsafe { self.finalize.scale(call.stream, call.info, params) }

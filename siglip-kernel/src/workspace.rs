@@ -38,6 +38,8 @@ pub(crate) struct Regions {
     pub(crate) sums: Region,
     /// What a second pass sums again, and nobody reads.
     pub(crate) unused_sums: Region,
+    /// q of positive pairs by image row, for f32.
+    pub(crate) positive: Region,
     /// Padded copies of the inputs.
     pub(crate) img: Region,
     pub(crate) txt: Region,
@@ -63,6 +65,7 @@ impl Regions {
             d_txt: layout.take(accumulator(design.cols_gradient(), problem.cols)),
             sums: layout.take_elements::<f64>(sums),
             unused_sums: layout.take_elements::<f64>(if design.texts.is_some() { sums } else { 0 }),
+            positive: layout.take_elements::<f32>(if design.engine == Engine::F32 { problem.rows } else { 0 }),
             img: layout.take(padded(problem.rows)),
             txt: layout.take(padded(problem.cols)),
             cublas: layout.take(when(design.engine != Engine::Sm90, CUBLAS_BYTES)),

@@ -38,6 +38,7 @@ impl Engine for F32Engine {
             cols: block.cols as u32,
             first: u32::from(block.row == 0 && block.col == 0),
             diagonal: call.diagonal(block),
+            positive: call.positive + (block.row * size_of::<f32>()) as u64,
             sums: call.sums,
         };
         // SAFETY: `g` holds the block, `sums` a slot for every warp.

@@ -50,6 +50,8 @@ pub(crate) struct Call<'a> {
     /// From accumulators to gradients.
     pub(crate) factor: GradientFactor,
     pub(crate) sums: u64,
+    /// q of positive pairs by image row, where they are kept out of the products; else 0.
+    pub(crate) positive: u64,
     pub(crate) cublas: u64,
 }
 

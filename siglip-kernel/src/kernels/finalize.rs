@@ -48,6 +48,23 @@ pub(crate) struct ScaleParams {
     pub(crate) rows: u64,
     pub(crate) cols: u32,
     pub(crate) factor: GradientFactor,
+    pub(crate) positives: PositivePairs,
+}
+
+/// The part of `ScaleParams` about pairs that were kept out of the sums; all zero when there are none.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct PositivePairs {
+    /// q by image row.
+    pub(crate) positive: u64,
+    /// The rows of the other side.
+    pub(crate) other: u64,
+    pub(crate) other_stride: u64,
+    /// Other side's row minus this side's.
+    pub(crate) shift: i64,
+    pub(crate) other_rows: i64,
+    /// 1: the other side's rows are the images.
+    pub(crate) by_other: u32,
 }
 
 /// `PadParams` of the kernel.

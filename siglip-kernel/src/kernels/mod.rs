@@ -6,7 +6,7 @@ pub(crate) mod logits_portable;
 pub(crate) mod logits_sm90;
 pub(crate) mod pairs_f32;
 
-pub(crate) use finalize::{Finalize, GradientFactor, PadParams, ReduceParams, ScaleParams};
+pub(crate) use finalize::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
 pub(crate) use gradient_sm90::{GradientParams, GradientSm90};
 pub(crate) use logits_portable::{LogitsPortable, LogitsPortableParams, Operand};
 pub(crate) use logits_sm90::{LogitsParams, LogitsSm90};

@@ -24,6 +24,8 @@ pub(crate) struct PairsF32Params {
     pub(crate) cols: u32,
     pub(crate) first: u32,
     pub(crate) diagonal: i64,
+    /// By row of the block.
+    pub(crate) positive: u64,
     pub(crate) sums: u64,
 }
 
