@@ -23,6 +23,7 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "ptx/wgmma_narrow.cuh",
     "sm90/mainloop.cuh",
     "sm90/scheduler.cuh",
+    "sm90/split_mainloop.cuh",
     "sm90/store.cuh",
 ];
 

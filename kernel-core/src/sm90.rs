@@ -78,11 +78,29 @@ impl GemmShape {
         Self { b_mn: mn as i32, b_k: k as i32, ..self }
     }
 
-    /// Output tiles.
+    /// Output tiles of `TILE` × `TILE`.
     pub fn tiles(&self) -> usize {
-        (self.m as usize).div_ceil(TILE) * (self.n as usize).div_ceil(TILE)
+        self.tiles_of([TILE, TILE])
+    }
+
+    /// Output tiles of another size.
+    pub fn tiles_of(&self, [rows, columns]: [usize; 2]) -> usize {
+        (self.m as usize).div_ceil(rows) * (self.n as usize).div_ceil(columns)
     }
 }
+
+/// `SplitPlanes` of `cuda/sm90/split_mainloop.cuh`: rows from the high to the low plane of each operand.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SplitPlanes {
+    /// Of A.
+    pub a: i32,
+    /// Of B.
+    pub b: i32,
+}
+
+// SAFETY: plain data, laid out as the header's struct of the same fields.
+unsafe impl KernelArg for SplitPlanes {}
 
 /// The persistent launch for `tiles` output tiles in clusters of `cluster` blocks: one block an SM, no more than there is work for.
 /// The cluster shape itself is compiled into the kernel.
@@ -116,7 +134,8 @@ impl MatrixAt {
         self.map([STAGE_ROW_BYTES / self.dtype.size_bytes(), TILE / share])
     }
 
-    /// The map of an operand stored with M or N contiguous: boxes of 64 16-bit elements along it and 64 along K.
+    /// The map of an operand stored with M or N contiguous: boxes of 64 16-bit elements along it and 64 along K. The split mainloop reads both
+    /// majors through it.
     ///
     /// # Errors
     /// As [`TensorMap::tiled`].
@@ -154,6 +173,7 @@ mod tests {
         assert_eq!(size_of::<GemmShape>(), 9 * 4 + 6 * 16);
         assert_eq!(std::mem::offset_of!(GemmShape, segment), 36);
         assert_eq!(GemmShape::new(129, 128, 8, 0).tiles(), 2);
+        assert_eq!(GemmShape::new(129, 192, 8, 0).tiles_of([128, 192]), 2);
         assert_eq!(GemmShape::new(129, 128, 8, 0).band, 1);
     }
 }

@@ -4,6 +4,7 @@
 #include "element.cuh"
 #include "factor.cuh"
 #include "numerics.cuh"
+#include "positives.cuh"
 #include "ptx/sync.cuh"
 
 struct ReduceParams {
@@ -49,12 +50,7 @@ struct ScaleParams {
   u64 from_stride, to_stride, rows;
   u32 cols;
   GradientFactor factor;
-  // The pairs that were kept out of the sums (f32 only, else null): row i of this side with row i + shift of the other.
-  const float* positive;  // by image row
-  const ELEMENT::Storage* other;
-  u64 other_stride;
-  i64 shift, other_rows;
-  u32 by_other;  // 1: the other side's rows are the images
+  PositivePairs<ELEMENT> positives;
 };
 
 // to = (from + q other) * factor, rounded once. A warp takes a row.
@@ -66,12 +62,9 @@ KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams p
   for (u64 row = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; row < params.rows; row += warps) {
     const float* from = params.from + row * params.from_stride;
     ELEMENT::Storage* to = params.to + row * params.to_stride;
-    const i64 partner = (i64)row + params.shift;
-    if (params.positive && partner >= 0 && partner < params.other_rows) {
-      const float q = params.positive[params.by_other ? partner : (i64)row];
-      const ELEMENT::Storage* other = params.other + partner * params.other_stride;
+    if (const PositivePairs<ELEMENT>::Pair pair = params.positives.of(row); pair.other) {
       for (u32 column = lane; column < params.cols; column += WARP)
-        ELEMENT::store(to + column, fmaf(q, ELEMENT::load(other + column), from[column]) * factor);
+        ELEMENT::store(to + column, fmaf(pair.q, ELEMENT::load(pair.other + column), from[column]) * factor);
       continue;
     }
 #pragma unroll 4

@@ -5,7 +5,7 @@ use kernel_core::{Arch, DType, DeviceInfo};
 use crate::blocks::{Blocks, Limits};
 use crate::error::Result;
 use crate::io::Alignment;
-use crate::kernels::{LogitsPortable, LogitsSm90, PairsF32};
+use crate::kernels::{LogitsPortable, LogitsSm90, LogitsSplit, PairsF32};
 use crate::problem::{Options, Problem, Route};
 use crate::workspace::pads;
 
@@ -14,7 +14,10 @@ use crate::workspace::pads;
 pub(crate) enum Engine {
     Sm90,
     Portable,
+    /// f32 units.
     F32,
+    /// f32 as two f16 planes, on Hopper's tensor cores.
+    Split,
 }
 
 impl Engine {
@@ -32,7 +35,7 @@ impl Engine {
         let elements = match self {
             Engine::Sm90 => 5632 * 16384,
             Engine::Portable => 4096 * 8192,
-            Engine::F32 => 8192 * 8192,
+            Engine::F32 | Engine::Split => 8192 * 8192,
         };
         Limits { elements, cols, row_tiles: 32..=72 }
     }
@@ -42,13 +45,20 @@ impl Engine {
             Engine::Sm90 => LogitsSm90::slots(info),
             Engine::Portable => LogitsPortable::slots(info),
             Engine::F32 => PairsF32::slots(info),
+            Engine::Split => LogitsSplit::slots(info),
         }
+    }
+
+    /// Whether positive pairs stay out of the products and are added to the sums.
+    pub(crate) fn keeps_positives(self) -> bool {
+        matches!(self, Engine::F32 | Engine::Split)
     }
 
     /// How the gradients of images and of texts come about.
     pub(crate) fn gradients(self, problem: &Problem, blocks: Blocks) -> (Gradient, Gradient) {
         let whole = |one_block: bool| match self {
             Engine::F32 => Gradient::InPlace,
+            Engine::Split => Gradient::Direct,
             Engine::Sm90 if one_block && !pads(problem) => Gradient::Direct,
             Engine::Sm90 | Engine::Portable => Gradient::Accumulated,
         };
@@ -58,7 +68,7 @@ impl Engine {
     /// What inputs and outputs must satisfy.
     pub(crate) fn alignment(self, problem: &Problem) -> Alignment {
         match self {
-            Engine::F32 => Alignment::Start,
+            Engine::F32 | Engine::Split => Alignment::Start,
             Engine::Sm90 | Engine::Portable if pads(problem) => Alignment::Element,
             Engine::Sm90 | Engine::Portable => Alignment::Rows,
         }
@@ -72,24 +82,19 @@ pub(crate) enum Gradient {
     Accumulated,
     /// The output is f32 and holds its own accumulators, scaled at the end.
     InPlace,
-    /// One block holds the whole sum: the product writes the output.
+    /// The product writes the output: one block holds the whole sum, or the product's last block finishes it.
     Direct,
 }
 
 /// The one place where dtype, device and wish become an engine.
-fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Engine> {
+fn resolve(arch: Arch, dtype: DType, route: Route) -> Engine {
     match (route, dtype) {
-        (Route::Portable, DType::F32) => Err(kernel_core::Error::DType {
-            what: "route portable",
-            found: dtype,
-            expected: "f16 or bf16 (f32 has the route chunked)".to_owned(),
-        }
-        .into()),
-        (Route::Auto | Route::Chunked | Route::LowMemory, DType::F32) => Ok(Engine::F32),
-        (Route::Auto | Route::Chunked | Route::LowMemory, DType::F16 | DType::Bf16) if arch.has_wgmma() => {
-            Ok(Engine::Sm90)
-        }
-        (_, DType::F16 | DType::Bf16) => Ok(Engine::Portable),
+        // Planes would be a second copy of the inputs: the f32 units need none.
+        (Route::Portable | Route::LowMemory, DType::F32) => Engine::F32,
+        (Route::Auto | Route::Chunked, DType::F32) if arch.has_wgmma() => Engine::Split,
+        (Route::Auto | Route::Chunked, DType::F32) => Engine::F32,
+        (Route::Auto | Route::Chunked | Route::LowMemory, DType::F16 | DType::Bf16) if arch.has_wgmma() => Engine::Sm90,
+        (_, DType::F16 | DType::Bf16) => Engine::Portable,
     }
 }
 
@@ -122,7 +127,7 @@ impl Design {
             }
             .into());
         }
-        let engine = resolve(info.arch(), problem.dtype, options.route)?;
+        let engine = resolve(info.arch(), problem.dtype, options.route);
         let low_memory = options.route == Route::LowMemory;
         let limits = engine.limits(low_memory);
         let pass = |problem: Problem| Pass {
@@ -131,8 +136,8 @@ impl Design {
         };
         let route = match engine {
             _ if low_memory => Route::LowMemory,
-            Engine::Sm90 | Engine::F32 => Route::Chunked,
-            Engine::Portable => Route::Portable,
+            Engine::Sm90 | Engine::Split => Route::Chunked,
+            Engine::Portable | Engine::F32 => Route::Portable,
         };
         let texts = (low_memory && engine != Engine::F32).then(|| pass(problem.mirrored()));
         Ok(Self { engine, route, images: pass(*problem), texts })
@@ -160,11 +165,18 @@ mod tests {
     #[test]
     fn routes_resolve_by_architecture_and_dtype() {
         let (hopper, ada) = (Arch::parse("sm_90a").unwrap(), Arch::parse("sm_89").unwrap());
-        assert_eq!(resolve(hopper, DType::Bf16, Route::Auto).unwrap(), Engine::Sm90);
-        assert_eq!(resolve(hopper, DType::F16, Route::Portable).unwrap(), Engine::Portable);
-        assert_eq!(resolve(ada, DType::F16, Route::Chunked).unwrap(), Engine::Portable);
-        assert_eq!(resolve(ada, DType::F32, Route::Auto).unwrap(), Engine::F32);
-        let message = resolve(hopper, DType::F32, Route::Portable).unwrap_err().to_string();
-        assert!(message.contains("portable") && message.contains("f32"), "{message}");
+        let cases = [
+            (hopper, DType::Bf16, Route::Auto, Engine::Sm90),
+            (hopper, DType::F16, Route::Portable, Engine::Portable),
+            (ada, DType::F16, Route::Chunked, Engine::Portable),
+            (hopper, DType::F32, Route::Auto, Engine::Split),
+            (hopper, DType::F32, Route::Chunked, Engine::Split),
+            (hopper, DType::F32, Route::Portable, Engine::F32),
+            (hopper, DType::F32, Route::LowMemory, Engine::F32),
+            (ada, DType::F32, Route::Auto, Engine::F32),
+        ];
+        for (arch, dtype, route, engine) in cases {
+            assert_eq!(resolve(arch, dtype, route), engine, "{arch:?} {dtype} {route}");
+        }
     }
 }

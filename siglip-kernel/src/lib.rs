@@ -33,7 +33,9 @@
 //! | loss | 2·N·M·D | as below: a plan is made for both calls |
 //! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (185 MB on Hopper at most, when [`Chunk::Auto`] chooses), f32 sums of the gradients that need several blocks, padded copies if D asks for them |
 //!
-//! The products dominate: tensor cores in 16-bit, f32 units in f32. Memory traffic is O((N + M)·D) per block and two passes over the block itself,
+//! f32 on Hopper takes three times the flop on tensor cores, and both inputs once more for their planes; its blocks are 268 MB at most.
+//!
+//! The products dominate: on tensor cores, in f32 before Hopper on f32 units. Memory traffic is O((N + M)·D) per block and two passes over the block itself,
 //! which is written once and read by the two gradient products. [`workspace_bytes`] tells the memory ahead of time, [`Plan::workspace_bytes`] of
 //! a plan; a call allocates nothing.
 //!
@@ -41,20 +43,22 @@
 //! | [`Route`] | dtypes | GPUs | how |
 //! |---|---|---|---|
 //! | [`Chunked`](Route::Chunked) | f16, bf16 | sm_90 (H100, H200) | TMA and warpgroup products, loss and q in the epilogue of the first |
-//! | [`Chunked`](Route::Chunked) | f32 | sm_80 and newer | cuBLASLt in true f32 (no TF32), one pass for loss and q |
+//! | [`Chunked`](Route::Chunked) | f32 | sm_90 (H100, H200) | the same at f32 accuracy: every operand as two f16 planes, three products for one |
 //! | [`Portable`](Route::Portable) | f16, bf16 | sm_80 and newer | `mma.sync` with the same epilogue, gradient products by cuBLASLt |
-//! | [`LowMemory`](Route::LowMemory) | all | sm_80 and newer | 16-bit: a second pass with texts as rows instead of f32 sums for them; all: blocks of 26 MB |
+//! | [`Portable`](Route::Portable) | f32 | sm_80 and newer | cuBLASLt in true f32 (no TF32), one pass for loss and q |
+//! | [`LowMemory`](Route::LowMemory) | all | sm_80 and newer | 16-bit: a second pass with texts as rows instead of f32 sums for them; f32: as `Portable`; all: small blocks |
 //!
-//! [`Auto`](Route::Auto) takes `Chunked`, which on a GPU without warpgroup products is `Portable` for 16-bit.
+//! [`Auto`](Route::Auto) takes `Chunked`, which on a GPU without warpgroup products is `Portable`.
 //!
 //! # Numerics
 //! Products and sums are f32, the sums over warps f64. Against f64 on the inputs as rounded to their dtype:
 //!
 //! * The loss is within 1e-5 relative. Each of the epilogue's three paths (pairs that are all faint, all quiet, or anything) has its own
-//!   bound, derived in `cuda/sigmoid.cuh`: at most 2.6e-6 + f32's order for faint fragments, below 1e-5 for the others at any z. Logits of ±10⁴ neither
+//!   bound, derived in `cuda/sigmoid.cuh` (f32 has its own, `cuda/sigmoid_f32.cuh`): at most 2.6e-6 + f32's order for faint fragments, below 1e-5 for the others at any z. Logits of ±10⁴ neither
 //!   overflow nor lose the loss.
 //! * f32 gradients are within 2e-6 of the largest: the positive pairs, whose terms may be thousands of times larger than all others, are kept out of the
-//!   products and added last. 16-bit gradients carry two roundings: q to the dtype (in f16 scaled by 2¹⁴, so that faint pairs do
+//!   products and added last. On Hopper every product of two f32 numbers is three of f16 parts: a number is held to 22 bits, or to 2⁻⁴⁰ of the largest
+//!   in its 64 rows where that is more, and sums are rounded to nearest every 64 terms. 16-bit gradients carry two roundings: q to the dtype (in f16 scaled by 2¹⁴, so that faint pairs do
 //!   not underflow), and the result; between them everything is f32. Gradients below f16's smallest number vanish, as they would anywhere:
 //!   use `upstream` as a loss scale.
 //! * A NaN or an infinity in device memory reaches the loss.

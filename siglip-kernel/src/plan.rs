@@ -4,7 +4,7 @@ use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{Element, Gpu, Region, Scalar, ScalarArg, VectorViewMut, Workspace};
 
 use crate::design::{Design, Engine as Kind, Gradient, Pass};
-use crate::engines::{At, Call, Engine, F32Engine, PortableEngine, Sm90Engine};
+use crate::engines::{At, Call, Engine, F32Engine, Planes, PortableEngine, Sm90Engine, SplitEngine};
 use crate::error::Result;
 use crate::io::{Inputs, Outputs};
 use crate::kernels::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
@@ -53,8 +53,8 @@ impl Plan {
     /// Decides, compiles and allocates.
     ///
     /// # Errors
-    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `DType` for a route that the dtype does not
-    /// have, `UnsupportedDevice` before compute capability 8.0, `MissingLibrary` without NVRTC or cuBLASLt, `OutOfMemory`, `Driver`.
+    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `UnsupportedDevice` before compute
+    /// capability 8.0, `MissingLibrary` without NVRTC or cuBLASLt, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let design = Design::new(gpu.info(), &problem, &options)?;
         let (layout, regions) = Regions::layout(&design, gpu.info());
@@ -63,6 +63,7 @@ impl Plan {
                 Kind::Sm90 => Box::new(Sm90Engine::new(gpu, &pass.problem, pass.blocks)?),
                 Kind::Portable => Box::new(PortableEngine::new(gpu, &pass.problem)?),
                 Kind::F32 => Box::new(F32Engine::new(gpu, problem.dim)?),
+                Kind::Split => Box::new(SplitEngine::new(gpu, &pass.problem, pass.blocks)?),
             })
         };
         let images = engine(&design.images)?;
@@ -117,8 +118,10 @@ impl Plan {
             None,
         )?;
         let mut slots = 0;
+        // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
+        unsafe { self.images.begin(&call) }?;
         for block in self.design.images.blocks.iter(&problem) {
-            // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
+            // SAFETY: as above.
             slots = slots.max(unsafe { self.images.logits(&call, &block) }?);
         }
         self.reduce(&call, slots, [loss, 0, 0])
@@ -166,14 +169,7 @@ impl Plan {
         match self.design.cols_gradient() {
             Some(Gradient::Direct) => {}
             Some(Gradient::Accumulated | Gradient::InPlace) => {
-                let positives = PositivePairs {
-                    positive: call.positive,
-                    other: call.img.address,
-                    other_stride: call.img.row_stride as u64,
-                    shift: -call.offset,
-                    other_rows: problem.rows as i64,
-                    by_other: 1,
-                };
+                let positives = call.positives_of_texts(0, problem.rows);
                 self.scale(&call, call.d_txt, d_txt, problem.cols, positives)?;
             }
             None => {
@@ -194,6 +190,12 @@ impl Plan {
         let to_rows = self.design.rows_gradient(&pass);
         let bytes = pass.problem.dtype.size_bytes();
         let mut slots = 0;
+        let engine = match &mut self.texts {
+            Some(engine) if texts => engine,
+            _ => &mut self.images,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { engine.begin(call) }?;
         for block in pass.blocks.iter(&pass.problem) {
             let rows_out = At { address: out.row(block.row, bytes), ..out };
             if to_rows == Gradient::InPlace {
@@ -212,18 +214,7 @@ impl Plan {
                 }
             }
             if to_rows != Gradient::Direct && block.col + block.cols == pass.problem.cols {
-                let positives = PositivePairs {
-                    positive: if call.positive == 0 {
-                        0
-                    } else {
-                        call.positive + (block.row * size_of::<f32>()) as u64
-                    },
-                    other: call.txt.address,
-                    other_stride: call.txt.row_stride as u64,
-                    shift: call.offset + block.row as i64,
-                    other_rows: pass.problem.cols as i64,
-                    by_other: 0,
-                };
+                let positives = call.positives_of_images(block.row, pass.problem.cols);
                 self.scale(call, call.d_img, rows_out, block.rows, positives)?;
             }
         }
@@ -288,7 +279,17 @@ impl Plan {
             d_txt,
             factor: GradientFactor { log_temp, upstream, inverse: 1.0 / (problem.batch as f64 * gain) },
             sums: self.workspace.ptr(self.regions.sums),
-            positive: if self.design.engine == Kind::F32 { self.workspace.ptr(self.regions.positive) } else { 0 },
+            positive: if self.design.engine.keeps_positives() { self.workspace.ptr(self.regions.positive) } else { 0 },
+            planes: match self.design.engine {
+                Kind::Split => Planes {
+                    img: self.workspace.ptr(self.regions.img),
+                    txt: self.workspace.ptr(self.regions.txt),
+                    img_inverse: self.workspace.ptr(self.regions.img_inverse),
+                    txt_inverse: self.workspace.ptr(self.regions.txt_inverse),
+                    g_inverse: self.workspace.ptr(self.regions.g_inverse),
+                },
+                Kind::Sm90 | Kind::Portable | Kind::F32 => Planes::default(),
+            },
             cublas: self.workspace.ptr(self.regions.cublas),
         };
         if pads(problem) {

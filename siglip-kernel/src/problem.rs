@@ -109,12 +109,12 @@ pub enum Route {
     #[default]
     Auto,
     /// Block by block: logits with the loss and its gradient fused, then the two gradient products, accumulated in f32. On Hopper by its
-    /// warpgroup kernels; f32 inputs go through cuBLASLt in true f32.
+    /// warpgroup kernels, f32 at f32 accuracy as two f16 planes each; elsewhere as `Portable`.
     Chunked,
-    /// The same blocks through `mma.sync` kernels and cuBLASLt: f16 and bf16 on any GPU from sm_80.
+    /// The same blocks on any GPU from sm_80: f16 and bf16 through `mma.sync` kernels and cuBLASLt, f32 through cuBLASLt in true f32.
     Portable,
     /// Least memory: smaller blocks, and no f32 accumulators of all text rows. For f16 and bf16 the logits are computed twice, once for each side's
-    /// gradient: 8·N·M·D flop instead of 6. For f32, whose gradients hold their own sums, only the blocks are smaller.
+    /// gradient: 8·N·M·D flop instead of 6. For f32, whose gradients hold their own sums, it is `Portable` with smaller blocks.
     LowMemory,
 }
 

@@ -3,8 +3,13 @@
 use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
-const HEADERS: &[(&str, &str)] =
-    &[("factor.cuh", include_str!("../cuda/factor.cuh")), ("sigmoid.cuh", include_str!("../cuda/sigmoid.cuh"))];
+const HEADERS: &[(&str, &str)] = &[
+    ("factor.cuh", include_str!("../cuda/factor.cuh")),
+    ("plane_scale.cuh", include_str!("../cuda/plane_scale.cuh")),
+    ("positives.cuh", include_str!("../cuda/positives.cuh")),
+    ("sigmoid.cuh", include_str!("../cuda/sigmoid.cuh")),
+    ("sigmoid_f32.cuh", include_str!("../cuda/sigmoid_f32.cuh")),
+];
 
 macro_rules! program {
     ($name:ident, $file:literal) => {
@@ -20,6 +25,9 @@ program!(LOGITS_SM90, "logits_sm90");
 program!(GRADIENT_SM90, "gradient_sm90");
 program!(LOGITS_PORTABLE, "logits_portable");
 program!(PAIRS_F32, "pairs_f32");
+program!(SPLIT_INPUTS, "split_inputs");
+program!(LOGITS_SPLIT, "logits_split");
+program!(GRADIENT_SPLIT, "gradient_split");
 program!(FINALIZE, "finalize");
 
 /// Blocks of a cluster share the text tile in the loss-only kernel, where that is 10% faster at narrow bands; with gradients it makes no difference
@@ -82,6 +90,37 @@ pub(crate) fn pairs_f32(gradient: bool) -> Variant {
     }
 }
 
+pub(crate) fn split_inputs() -> Variant {
+    Variant {
+        program: &SPLIT_INPUTS,
+        entry: "siglip_split_inputs",
+        defines: Vec::new(),
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+pub(crate) fn logits_split(gradient: bool) -> Variant {
+    Variant {
+        program: &LOGITS_SPLIT,
+        entry: "siglip_logits_split",
+        defines: vec![("WITH_GRADIENT", flag(gradient))],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+/// `transposed`: d_txt, which reads G with its rows along K; otherwise d_img. `columns`: of a tile, 128 or 192.
+pub(crate) fn gradient_split(transposed: bool, columns: usize) -> Variant {
+    Variant {
+        program: &GRADIENT_SPLIT,
+        entry: "siglip_gradient_split",
+        defines: vec![("A_LAYOUT", if transposed { "MN" } else { "K" }.to_owned()), ("COLUMNS", columns.to_string())],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
 /// `entry`: `siglip_reduce`, `siglip_scale` or `siglip_pad`.
 pub(crate) fn finalize(dtype: DType, entry: &'static str) -> Variant {
     Variant {
@@ -107,9 +146,14 @@ pub fn variants() -> Vec<Variant> {
             all.push(logits_portable(dtype, gradient));
         }
     }
-    for gradient in [false, true] {
-        all.push(pairs_f32(gradient));
+    for on in [false, true] {
+        all.push(pairs_f32(on));
+        all.push(logits_split(on));
+        for columns in [128, 192] {
+            all.push(gradient_split(on, columns));
+        }
     }
+    all.push(split_inputs());
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
         for entry in ["siglip_reduce", "siglip_scale", "siglip_pad"] {
             all.push(finalize(dtype, entry));

@@ -3,6 +3,7 @@
 use kernel_core::{DType, DeviceInfo, Layout, Region};
 
 use crate::design::{Design, Engine, Gradient};
+use crate::engines::{block_scales, side_elements};
 use crate::kernels::SUMS_PER_WARP;
 use crate::problem::Problem;
 
@@ -30,7 +31,7 @@ pub(crate) fn gain_log2(dtype: DType) -> f32 {
 /// The regions of a plan's workspace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Regions {
-    /// One block of G (for f32: of dot products), whole tiles.
+    /// One block of G (for f32: of dot products, or G's two planes), whole tiles.
     pub(crate) g: Region,
     /// f32 accumulators of one row chunk `[chunk, dim padded]` and of all text rows `[cols, dim padded]`, where they are needed.
     pub(crate) d_rows: Region,
@@ -40,9 +41,13 @@ pub(crate) struct Regions {
     pub(crate) unused_sums: Region,
     /// q of positive pairs by image row, for f32.
     pub(crate) positive: Region,
-    /// Padded copies of the inputs.
+    /// Padded copies of the inputs, or their planes.
     pub(crate) img: Region,
     pub(crate) txt: Region,
+    /// Scales of planes.
+    pub(crate) img_inverse: Region,
+    pub(crate) txt_inverse: Region,
+    pub(crate) g_inverse: Region,
     pub(crate) cublas: Region,
 }
 
@@ -57,7 +62,12 @@ impl Regions {
             when(gradient == Some(Gradient::Accumulated), rows.saturating_mul(dim * size_of::<f32>()))
         };
         let most = |of: &dyn Fn(&crate::design::Pass) -> usize| design.passes().map(of).max().unwrap_or(0);
-        let padded = |rows: usize| when(pads(problem), rows.saturating_mul(dim * problem.dtype.size_bytes()));
+        let split = design.engine == Engine::Split;
+        let copy = |rows: usize| match split {
+            true => side_elements(rows, problem.dim).0.saturating_mul(DType::F16.size_bytes()),
+            false => when(pads(problem), rows.saturating_mul(dim * problem.dtype.size_bytes())),
+        };
+        let scales = |elements: usize| if split { elements } else { 0 };
         let sums = design.engine.slots(info) * SUMS_PER_WARP;
         let regions = Self {
             g: layout.take(most(&|pass| pass.blocks.area().saturating_mul(problem.dtype.size_bytes()))),
@@ -65,10 +75,13 @@ impl Regions {
             d_txt: layout.take(accumulator(design.cols_gradient(), problem.cols)),
             sums: layout.take_elements::<f64>(sums),
             unused_sums: layout.take_elements::<f64>(if design.texts.is_some() { sums } else { 0 }),
-            positive: layout.take_elements::<f32>(if design.engine == Engine::F32 { problem.rows } else { 0 }),
-            img: layout.take(padded(problem.rows)),
-            txt: layout.take(padded(problem.cols)),
-            cublas: layout.take(when(design.engine != Engine::Sm90, CUBLAS_BYTES)),
+            positive: layout.take_elements::<f32>(if design.engine.keeps_positives() { problem.rows } else { 0 }),
+            img: layout.take(copy(problem.rows)),
+            txt: layout.take(copy(problem.cols)),
+            img_inverse: layout.take_elements::<f32>(scales(side_elements(problem.rows, problem.dim).1)),
+            txt_inverse: layout.take_elements::<f32>(scales(side_elements(problem.cols, problem.dim).1)),
+            g_inverse: layout.take_elements::<f32>(scales(block_scales(design.images.blocks))),
+            cublas: layout.take(when(matches!(design.engine, Engine::Portable | Engine::F32), CUBLAS_BYTES)),
         };
         (layout, regions)
     }

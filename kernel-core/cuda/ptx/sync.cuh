@@ -3,6 +3,8 @@
 #include "base.cuh"
 
 DEV void named_barrier(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// Counts as arrived without waiting for the others.
+DEV void named_barrier_arrive(u32 id, u32 threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 #if __CUDA_ARCH__ >= 900
 DEV u32 cluster_rank() {

@@ -4,17 +4,19 @@ mod f32;
 mod gemms;
 mod portable;
 mod sm90;
+mod split;
 
 pub(crate) use f32::F32Engine;
 pub(crate) use portable::PortableEngine;
 pub(crate) use sm90::Sm90Engine;
+pub(crate) use split::{Planes, SplitEngine, block_scales, side_elements};
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DeviceInfo, ScalarArg};
 
 use crate::blocks::Block;
 use crate::error::Result;
-use crate::kernels::GradientFactor;
+use crate::kernels::{GradientFactor, PositivePairs};
 
 /// A matrix in device memory, rows `row_stride` elements apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub(crate) struct Call<'a> {
     pub(crate) sums: u64,
     /// q of positive pairs by image row, where they are kept out of the products; else 0.
     pub(crate) positive: u64,
+    /// Of f32 on Hopper, else null.
+    pub(crate) planes: Planes,
     pub(crate) cublas: u64,
 }
 
@@ -60,10 +64,45 @@ impl Call<'_> {
     fn diagonal(&self, block: &Block) -> i64 {
         self.offset + block.row as i64 - block.col as i64
     }
+
+    /// The pairs that were kept out of the products, for the gradient of images from `row` on against `texts` rows.
+    pub(crate) fn positives_of_images(&self, row: usize, texts: usize) -> PositivePairs {
+        if self.positive == 0 {
+            return PositivePairs::default();
+        }
+        PositivePairs {
+            positive: self.positive + (row * size_of::<f32>()) as u64,
+            other: self.txt.address,
+            other_stride: self.txt.row_stride as u64,
+            shift: self.offset + row as i64,
+            other_rows: texts as i64,
+            by_other: 0,
+        }
+    }
+
+    /// The same for the gradient of texts from `row` on against `images` rows.
+    pub(crate) fn positives_of_texts(&self, row: usize, images: usize) -> PositivePairs {
+        PositivePairs {
+            positive: self.positive,
+            other: self.img.address,
+            other_stride: self.img.row_stride as u64,
+            shift: row as i64 - self.offset,
+            other_rows: images as i64,
+            by_other: 1,
+        }
+    }
 }
 
 /// The three steps of a block, in this order. The first column block of a row chunk opens d_img, the first row chunk opens d_txt.
 pub(crate) trait Engine: Send {
+    /// Once before the blocks of a pass.
+    ///
+    /// # Safety
+    /// As [`Engine::logits`].
+    unsafe fn begin(&mut self, _call: &Call<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// Logits, loss and (with gradients) G. Gives the number of per-warp slots of sums it writes.
     ///
     /// # Safety

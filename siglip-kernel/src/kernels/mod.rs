@@ -2,15 +2,21 @@
 
 pub(crate) mod finalize;
 pub(crate) mod gradient_sm90;
+pub(crate) mod gradient_split;
 pub(crate) mod logits_portable;
 pub(crate) mod logits_sm90;
+pub(crate) mod logits_split;
 pub(crate) mod pairs_f32;
+pub(crate) mod split_inputs;
 
 pub(crate) use finalize::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
 pub(crate) use gradient_sm90::{GradientParams, GradientSm90};
+pub(crate) use gradient_split::{GradientSplit, GradientSplitParams};
 pub(crate) use logits_portable::{LogitsPortable, LogitsPortableParams, Operand};
 pub(crate) use logits_sm90::{LogitsParams, LogitsSm90};
+pub(crate) use logits_split::{LogitsSplit, LogitsSplitParams};
 pub(crate) use pairs_f32::{PairsF32, PairsF32Params};
+pub(crate) use split_inputs::{SCALE_ROWS, SplitInputs, SplitInputsParams, SplitSide};
 
 use kernel_core::{Gpu, Kernel, Variant};
 

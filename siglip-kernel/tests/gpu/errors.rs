@@ -7,7 +7,7 @@ use siglip_kernel::kernel_core::Error;
 use siglip_kernel::kernel_core::cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DeviceRepr};
 use siglip_kernel::kernel_core::half::{bf16, f16};
 use siglip_kernel::{
-    DType, Gpu, Inputs, MatrixView, MatrixViewMut, Options, Outputs, Plan, Problem, Route, Scalar, VectorViewMut,
+    DType, Gpu, Inputs, MatrixView, MatrixViewMut, Options, Outputs, Plan, Problem, Scalar, VectorViewMut,
     workspace_bytes,
 };
 
@@ -130,17 +130,6 @@ fn wrong_dtype() {
     assert_kind!(kind(halves.forward(&mut plan)), Error::DType { found: DType::F16, .. });
     let mut floats = Device::new(&f.gpu, case, &Host::<f32>::unit(&case, 3));
     assert_kind!(kind(floats.step(&mut plan)), Error::DType { found: DType::F32, .. });
-}
-
-#[test]
-fn portable_has_no_f32() {
-    let Some(gpu) = gpu() else { return };
-    let options = Options { route: Route::Portable, ..Options::default() };
-    let problem = Problem::square(8, 8, DType::F32);
-    for error in [kind(Plan::new(&gpu, problem, options)), kind(workspace_bytes(&gpu, &problem, &options))] {
-        assert_kind!(&error, Error::DType { what: "route portable", found: DType::F32, .. });
-        assert!(error.to_string().contains("bf16"), "{error}");
-    }
 }
 
 #[test]

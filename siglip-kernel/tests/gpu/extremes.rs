@@ -53,6 +53,42 @@ fn rows_of_any_length<T: Element>() {
     check::<T>([(case, Host::round(&side(case.rows, 17), &side(case.cols, 18)))]);
 }
 
+/// f32 has the exponents for inputs of any size, and a logit scale that makes up for it.
+#[test]
+fn f32_inputs_of_any_size() {
+    let scales =
+        [(1e-30, 1e30, 1.0), (1e30, 1e-30, 1.0), (1e-15, 1e-15, 1e30), (1e15, 1e15, 1e-30), (3e-37, 3e35, 11.0)];
+    check::<f32>(scales.map(|(img, txt, rest)| {
+        let case = Case { log_temp: (10.0f32 * rest).ln(), bias: -5.0, ..Case::new(200, 270, 100) };
+        let scaled = |side: Vec<f32>, by: f32| side.into_iter().map(|x| x * by).collect();
+        let host = Host::<f32>::unit(&case, 31);
+        (case, Host { img: scaled(host.img, img), txt: scaled(host.txt, txt) })
+    }));
+}
+
+/// Neighbouring rows of very unequal lengths, logits moderate all the same.
+#[test]
+fn f32_rows_of_unequal_sizes() {
+    let case = Case { log_temp: 0.0, bias: -3.0, ..Case::new(300, 270, 90) };
+    let unequal = |rows: Vec<f32>, largest: f32| {
+        let factor = |row: usize| largest * 0.5f32.powi((row * 7 % 13) as i32);
+        rows.into_iter().enumerate().map(|(i, x)| x * factor(i / case.dim)).collect()
+    };
+    let host = Host::<f32>::unit(&case, 37);
+    check::<f32>([(case, Host { img: unequal(host.img, 16.0), txt: unequal(host.txt, 2.0) })]);
+}
+
+/// Nothing but zeros on either side, or on both.
+#[test]
+fn f32_zeros() {
+    let case = Case { bias: -2.0, ..Case::new(130, 200, 40) };
+    let Host { img, txt } = Host::<f32>::unit(&case, 41);
+    let zeros = |of: &[f32]| vec![0.0; of.len()];
+    let (no_img, no_txt) = (zeros(&img), zeros(&txt));
+    let sides = [(no_img.clone(), txt), (img, no_txt.clone()), (no_img, no_txt)];
+    check::<f32>(sides.map(|(img, txt)| (case, Host { img, txt })));
+}
+
 fn zero_rows<T: Element>() {
     let case = Case { bias: -2.0, ..Case::new(200, 140, 32) };
     let mut host = Host::<T>::unit(&case, 19);

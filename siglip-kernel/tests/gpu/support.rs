@@ -48,10 +48,10 @@ pub(crate) fn gpu_without_events() -> Option<Gpu> {
     Some(Gpu::from_stream(context.new_stream().expect("a stream")).expect("its gpu"))
 }
 
-/// The routes that a dtype has. On a GPU before Hopper both 16-bit ones are the same kernels.
+/// The routes that a dtype has. On a GPU before Hopper `Chunked` and `Portable` are the same kernels.
 pub(crate) fn routes<T: Element>() -> &'static [Route] {
     match T::NAME {
-        "f32" => &[Route::Chunked, Route::LowMemory],
+        "f32" => &[Route::Chunked, Route::Portable, Route::LowMemory],
         _ => &[Route::Chunked, Route::Portable, Route::LowMemory],
     }
 }
