@@ -20,6 +20,9 @@ import os
 import sys
 import time
 
+# What a peer's tuning finds is kept on disk beside its kernels, so that a second run need not tune again.
+os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
+
 FLUSH_BYTES = 256 << 20
 
 

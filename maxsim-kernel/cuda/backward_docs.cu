@@ -18,8 +18,8 @@ struct Shared {
   u16 order[CAPACITY];      // entries by token
   u16 tokens[CAPACITY];     // that the entries chose
   u32 counts[WARPS][OWNED]; // then: where each warp's entries of a token go
-  u32 begin[OWNED + 1];     // of a token in `order`
   u32 warp_totals[WARPS];
+  u32 begin[OWNED + 1];     // of a token in `order`
   u32 overflow, any_long;
   float parts[WARPS][WIDTH];  // of a long list
   float sums[BATCHED ? OWNED : 1][BATCHED ? WIDTH : 1];

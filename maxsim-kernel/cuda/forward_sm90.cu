@@ -7,8 +7,8 @@
 // producer's warpgroup add up what the consumers found, one warp a consumer, off the path of the tensor cores.
 //
 // Either every consumer holds a query tile of its own and meets every document tile, which is loaded once for all of them; or (`split`) there is
-// one query tile, and consumers take documents in turn, each with a ring of its own. Each consumer has one accumulator and takes turns with the
-// others on the tensor cores: three are enough to hide the search for the best.
+// one query tile, and consumers take documents in turn, each with a ring of its own, all of which are fed at the same time. Each consumer has one
+// accumulator and takes turns with the others on the tensor cores: three are enough to hide the search for the best.
 #include "items.cuh"
 #include "numerics.cuh"
 #include "ptx/barrier.cuh"
@@ -63,6 +63,16 @@ struct Ring {
   }
 };
 
+// A ring as the producer sees it, and the document that it is being filled with.
+struct Feed {
+  Ring at;
+  Unit unit;                // also of the queries that were loaded last
+  u32 loads;                // of queries
+  u32 row, token, end;      // of the document: its first row, its next token, one past the last
+  u32 flags;                // of the next tile
+  bool open;
+};
+
 // What a consumer found of a document, for the warp that adds it up.
 struct Result {
   float best[TILE_ROWS];
@@ -89,9 +99,7 @@ struct Control {
   alignas(8) float factors[MAX_WARPGROUPS][2][FULL];
   // The producer's own.
   u32 units_of_block[2];  // when there is no table of them: the first, and the end
-  Ring rings[MAX_WARPGROUPS];
-  Unit units[MAX_WARPGROUPS];  // whose queries were loaded last
-  u32 loads[MAX_WARPGROUPS];
+  Feed feeds[MAX_WARPGROUPS];
 };
 static_assert(sizeof(Control) <= 17 * 1024, "CONTROL_BYTES of the launcher, less 1024 to align the tiles");
 
@@ -105,12 +113,12 @@ struct Producer {
   u32 tiles, ring;  // shared memory
   Control& control;
 
-  DEV void load_queries(const Unit& unit, u32 r) {
+  DEV void load_queries(Feed& feed, u32 r) {
     const u32 k_blocks = k_blocks_of(params), first = params.split() ? r : 0, last = params.split() ? r + 1 : params.warpgroups;
     for (u32 w = first; w < last; ++w) {
       const u32 barrier = shared_address(control.queries_full + w);
-      mbarrier::wait(shared_address(control.queries_empty + w), (control.loads[r] & 1) ^ 1);
-      const QueryTile tile = tile_of(params.items, params.queries, unit, w - first, params.tiles);
+      mbarrier::wait(shared_address(control.queries_empty + w), (feed.loads & 1) ^ 1);
+      const QueryTile tile = tile_of(params.items, params.queries, feed.unit, w - first, params.tiles);
       if (tile.rows == 0) {
         mbarrier::arrive(barrier);
         continue;
@@ -119,58 +127,70 @@ struct Producer {
       for (u32 k = 0; k < k_blocks; ++k)
         tma::load_2d(tiles + (w * k_blocks + k) * QUERY_BYTES, &map_queries, barrier, (int)(k * 64), (int)tile.row);
     }
-    ++control.loads[r];
+    ++feed.loads;
   }
 
-  // All tiles of a document; an empty one has a tile without tokens.
-  DEV void load_document(const Unit& unit, u32 r, u32 flags) {
-    const u32 start = (u32)params.docs.start(unit.doc), end = params.docs.end(unit.doc), first_slot = r * params.slots;
-    if (params.docs.scales || params.docs.has_holes(unit.doc)) flags |= MASKED;
-    Ring at = control.rings[r];
-    u32 token = 0;
-    do {
-      const u32 tokens = min_of(FULL, end - token), quarters = ceil_div(tokens, QUARTER), blocks = tokens ? k_blocks_of(params) : 1;
-      for (u32 k = 0; k < blocks; ++k) {
-        const u32 slot = first_slot + at.stage, barrier = shared_address(control.full + slot), to = ring + slot * SLOT_BYTES;
-        mbarrier::wait(shared_address(control.empty + slot), at.parity ^ 1);
-        if (k == 0) control.tiles[slot] = {tokens | (token + FULL >= end ? LAST_TILE : 0) | flags, unit.doc, unit.slot, unit.row_block};
-        if (tokens == 0) mbarrier::arrive(barrier);
-        else if (tokens > 3 * QUARTER) {
-          mbarrier::expect_bytes(barrier, SLOT_BYTES);
-          tma::load_2d(to, &map_full, barrier, (int)(k * 64), (int)(start + token));
-        } else {
-          mbarrier::expect_bytes(barrier, quarters * QUARTER * BLOCK_BYTES);
-          for (u32 i = 0; i < quarters; ++i)
-            tma::load_2d(to + i * QUARTER * BLOCK_BYTES, &map_quarter, barrier, (int)(k * 64), (int)(start + token + i * QUARTER));
-        }
-        at.next(params.slots);
+  DEV void open(Feed& feed, u32 r, const Unit& unit) {
+    const bool fresh = !same_tiles(params.items, feed.unit, unit);
+    feed.unit = unit;
+    feed.row = (u32)params.docs.start(unit.doc), feed.token = 0, feed.end = params.docs.end(unit.doc);
+    feed.flags = (fresh ? NEW_QUERIES : 0) | (params.docs.scales || params.docs.has_holes(unit.doc) ? MASKED : 0);
+    feed.open = true;
+  }
+
+  // The next tile of the ring's document; an empty one has a tile without tokens.
+  DEV void load_tile(Feed& feed, u32 r) {
+    const u32 token = feed.token, row = feed.row + token, tokens = min_of(FULL, feed.end - token), first_slot = r * params.slots;
+    const u32 quarters = ceil_div(tokens, QUARTER), blocks = tokens ? k_blocks_of(params) : 1;
+    const bool last = token + FULL >= feed.end;
+    Ring at = feed.at;
+    for (u32 k = 0; k < blocks; ++k) {
+      const u32 slot = first_slot + at.stage, barrier = shared_address(control.full + slot), to = ring + slot * SLOT_BYTES;
+      mbarrier::wait(shared_address(control.empty + slot), at.parity ^ 1);
+      if (k == 0) control.tiles[slot] = {tokens | (last ? LAST_TILE : 0) | feed.flags, feed.unit.doc, feed.unit.slot, feed.unit.row_block};
+      if (tokens == 0) mbarrier::arrive(barrier);
+      else if (tokens > 3 * QUARTER) {
+        mbarrier::expect_bytes(barrier, SLOT_BYTES);
+        tma::load_2d(to, &map_full, barrier, (int)(k * 64), (int)row);
+      } else {
+        mbarrier::expect_bytes(barrier, quarters * QUARTER * BLOCK_BYTES);
+        for (u32 i = 0; i < quarters; ++i)
+          tma::load_2d(to + i * QUARTER * BLOCK_BYTES, &map_quarter, barrier, (int)(k * 64), (int)(row + i * QUARTER));
       }
-      token += FULL;
-      flags &= ~NEW_QUERIES;
-    } while (token < end);
-    control.rings[r] = at;
+      // Behind the block that tells of them: only then do the consumers give the old ones up.
+      if (k == 0 && feed.flags & NEW_QUERIES) load_queries(feed, r);
+      at.next(params.slots);
+    }
+    feed.at = at;
+    feed.token = token + FULL;
+    feed.flags &= ~NEW_QUERIES;
+    feed.open = !last;
   }
 
+  // One tile for each ring in turn, so that no consumer waits for another's document.
   DEV void run() {
     const Items& items = params.items;
-    for (u32 w = 0; w < MAX_WARPGROUPS; ++w) control.rings[w] = {0, 0}, control.units[w] = {~0u, 0, 0, ~0u}, control.loads[w] = 0;
-    u32 r = 0;
-    for (u32 chunk = 0; chunk < items.chunks; ++chunk) {
-      const u32* starts = items.starts ? items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x : control.units_of_block;
-      const u32 last = starts[1];
-      for (u32 index = starts[0]; index < last; ++index) {
-        const Unit unit = unit_at(items, chunk, index);
-        const bool fresh = !same_tiles(items, control.units[r], unit);
-        if (fresh) {
-          control.units[r] = unit;
-          load_queries(unit, r);
+    const u32 rings = params.rings();
+    for (u32 r = 0; r < rings; ++r) control.feeds[r] = {{0, 0}, {~0u, 0, 0, ~0u}, 0, 0, 0, 0, 0, false};
+    u32 chunk = 0, index = 0, last = 0, open_rings = 0;
+    do {
+      for (u32 r = 0; r < rings; ++r) {
+        Feed& feed = control.feeds[r];
+        if (!feed.open) {
+          while (index == last && chunk < items.chunks) {
+            const u32* starts = items.starts ? items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x : control.units_of_block;
+            index = starts[0], last = starts[1], ++chunk;
+          }
+          if (index == last) continue;
+          open(feed, r, unit_at(items, chunk - 1, index++));
+          ++open_rings;
         }
-        load_document(unit, r, fresh ? NEW_QUERIES : 0);
-        if (++r == params.rings()) r = 0;
+        load_tile(feed, r);
+        open_rings -= !feed.open;
       }
-    }
-    for (r = 0; r < params.rings(); ++r) {
-      const Ring at = control.rings[r];
+    } while (open_rings > 0 || index < last || chunk < items.chunks);
+    for (u32 r = 0; r < rings; ++r) {
+      const Ring at = control.feeds[r].at;
       const u32 slot = r * params.slots + at.stage;
       mbarrier::wait(shared_address(control.empty + slot), at.parity ^ 1);
       control.tiles[slot] = {STOP, 0, 0, 0};
@@ -376,9 +396,10 @@ struct Consumer {
         idle = take_queries(fragments, info, loads++, results);
       }
       const u32 tokens = about & TOKENS_MASK;
-      if (tokens == 0 || idle) {  // nothing to multiply: only pass the blocks on
+      if (tokens == 0 || idle) {  // nothing to multiply: only pass the blocks on, each once all warps know of it
         for (u32 k = 0; k < (tokens ? k_blocks : 1); ++k) {
           if (k > 0) mbarrier::wait(full(), at.parity);
+          named_barrier(warpgroup + 1, WARPGROUP);
           release(at.stage);
           at.next(params.slots);
         }

@@ -90,61 +90,79 @@ struct ScheduleParams {
   Items items;
   Texts docs;
   u32 entries;     // documents in a cross, else slots
-  u32 blocks;      // of the launch that follows
+  u32 blocks;      // of the launch that follows: fewer than this block's threads
   u32 entry_cost;  // tokens that an entry costs beside its own
   u64* prefix;     // [entries + 1]: scratch
   u32* starts;     // [chunks][blocks + 1]
 };
 
+constexpr u32 SCHEDULE_THREADS = 1024;
+struct Add {
+  static DEV u64 of(u64 a, u64 b) { return a + b; }
+};
+struct Most {
+  static DEV u64 of(u64 a, u64 b) { return max_of(a, b); }
+};
+// Over the block: what thread i gets is of the values of threads 0 to i. 0 changes nothing in any Op.
+template <class Op> DEV u64 scan(u64 value, u64 (&warps)[WARP]) {
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+#pragma unroll
+  for (u32 offset = 1; offset < WARP; offset *= 2) {
+    const u64 below = __shfl_up_sync(~0u, value, offset);
+    if (lane >= offset) value = Op::of(value, below);
+  }
+  if (lane == WARP - 1) warps[warp] = value;
+  __syncthreads();
+  for (u32 w = 0; w < warp; ++w) value = Op::of(value, warps[w]);
+  __syncthreads();
+  return value;
+}
+
 // Divides the units among the blocks of the scoring launch by the tokens that the masks leave. One block.
-KERNEL __launch_bounds__(1024, 1) maxsim_schedule(const __grid_constant__ ScheduleParams params) {
+KERNEL __launch_bounds__(SCHEDULE_THREADS, 1) maxsim_schedule(const __grid_constant__ ScheduleParams params) {
   grid_dependency_wait();
   grid_dependency_launch();
   __shared__ u64 warps[WARP];
   __shared__ u64 total;
-  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   if (threadIdx.x == 0) total = 0;
   __syncthreads();
-  for (u32 from = 0; from < params.entries; from += blockDim.x) {
+  for (u32 from = 0; from < params.entries; from += SCHEDULE_THREADS) {
     const u32 entry = from + threadIdx.x;
     u64 cost = 0;
     if (entry < params.entries) {
       const u32 doc = params.items.pairing == Pairing::Cross ? entry : params.items.doc_of(entry);
       cost = (params.docs.end(doc) + 7) / 8 * 8 + params.entry_cost;
     }
-    u64 sum = cost;
-#pragma unroll
-    for (u32 offset = 1; offset < WARP; offset *= 2) {
-      const u64 below = __shfl_up_sync(~0u, sum, offset);
-      if (lane >= offset) sum += below;
-    }
-    if (lane == WARP - 1) warps[warp] = sum;
-    __syncthreads();
-    u64 before = total;
-    for (u32 w = 0; w < warp; ++w) before += warps[w];
-    if (entry < params.entries) params.prefix[entry] = before + sum - cost;
-    __syncthreads();
-    if (threadIdx.x == blockDim.x - 1) total = before + sum;
+    const u64 before = total, sum = before + scan<Add>(cost, warps);
+    if (entry < params.entries) params.prefix[entry] = sum - cost;
+    if (threadIdx.x == SCHEDULE_THREADS - 1) total = sum;
     __syncthreads();
   }
   if (threadIdx.x == 0) params.prefix[params.entries] = total;
   __syncthreads();
-  const u32 boundaries = params.blocks + 1;
-  for (u32 i = threadIdx.x; i < params.items.chunks * boundaries; i += blockDim.x) {
-    const u32 chunk = i / boundaries, block = i % boundaries;
+  // A thread has one boundary between blocks. Of the chunks so far: their cost, and how much of it went to the blocks before the boundary.
+  const Items& items = params.items;
+  const u32 block = min_of(threadIdx.x, params.blocks);
+  u64 due = 0, given = 0;
+  for (u32 chunk = 0; chunk < items.chunks; ++chunk) {
     u32 first = 0, last = params.entries;
-    if (params.items.chunk_starts) first = params.items.chunk_starts[chunk], last = params.items.chunk_starts[chunk + 1];
-    const u64 base = params.prefix[first], cost = params.prefix[last] - base;
-    u64 rest = cost * total_cost(params.items) * block / params.blocks;
-    const u32 row_block = row_block_at(params.items, cost, rest);
-    const u32 weight = cost_of(params.items, row_block);
+    if (items.chunk_starts) first = items.chunk_starts[chunk], last = items.chunk_starts[chunk + 1];
+    const u64 base = params.prefix[first], cost = params.prefix[last] - base, whole = cost * total_cost(items);
+    due += whole;
+    // A block that had too much of one chunk gets less of the next.
+    const u64 share = due * block / params.blocks;
+    const u64 target = scan<Most>(min_of(share - min_of(share, given), whole), warps);
+    u64 rest = target;
+    const u32 row_block = row_block_at(items, cost, rest);
+    const u32 weight = cost_of(items, row_block);
     u32 low = first, high = last;  // the first entry at or past `rest`
     while (low < high) {
       const u32 middle = (low + high) / 2;
       if ((params.prefix[middle] - base) * weight < rest) low = middle + 1;
       else high = middle;
     }
-    params.starts[i] = (row_block * (last - first) + low - first) * params.items.parts;
+    given += target - rest + (params.prefix[low] - base) * weight;
+    if (threadIdx.x <= params.blocks) params.starts[chunk * (params.blocks + 1) + block] = (row_block * (last - first) + low - first) * items.parts;
   }
 }
 

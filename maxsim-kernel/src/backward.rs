@@ -82,7 +82,8 @@ impl Backward {
         let (stream, info) = (gpu.stream(), gpu.info());
         let kernels = self.kernels(problem, access)?;
         let (queries, longest_query) = (problem.queries.count(), problem.queries.longest());
-        let [wants_queries, wants_docs] = call.gradients.map(|(address, _)| address != 0);
+        let rows = [problem.queries.rows(), problem.docs.rows()];
+        let [wants_queries, wants_docs] = [0, 1].map(|side| call.gradients[side].0 != 0 && rows[side] > 0);
         let params = |side: usize, splits: usize| GradientParams {
             items: call.items,
             queries: call.texts[0],
@@ -107,12 +108,13 @@ impl Backward {
         };
         // SAFETY (of all launches below): the caller's promise; `scratch` is sized for the route and the splits.
         if let (Some(both), true) = (&kernels.both, wants_docs) {
-            let rows = problem.docs.rows();
             // SAFETY: as above.
             unsafe {
-                kernels.finish.clear(stream, info, call.scratch, rows as u64 * problem.dim as u64)?;
-                both.launch(gpu, queries, longest_query, &params(0, 1))?;
-                kernels.finish.finish(stream, info, &finish(1, rows, 1))?;
+                kernels.finish.clear(stream, info, call.scratch, rows[1] as u64 * problem.dim as u64)?;
+                if rows[0] > 0 {
+                    both.launch(gpu, queries, longest_query, &params(0, 1))?;
+                }
+                kernels.finish.finish(stream, info, &finish(1, rows[1], 1))?;
             }
             return Ok(());
         }
@@ -123,7 +125,7 @@ impl Backward {
             unsafe { kernels.queries.launch(gpu, queries, longest_query, &params(0, split)) }?;
             if split > 1 {
                 // SAFETY: as above.
-                unsafe { kernels.finish.finish(stream, info, &finish(0, problem.queries.rows(), split)) }?;
+                unsafe { kernels.finish.finish(stream, info, &finish(0, rows[0], split)) }?;
             }
         }
         if wants_docs {

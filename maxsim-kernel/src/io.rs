@@ -10,7 +10,7 @@ type Named = (&'static str, std::ops::Range<u64>);
 /// The inputs of a call. They are only read.
 #[derive(Debug)]
 pub struct Inputs<'a, T> {
-    /// Query tokens, one a row: `[Nq · Lq, d]` padded, `[total, d]` packed.
+    /// Query tokens, one a row: `[Nq · Lq, d]` padded, `[total, d]` packed ([`Spans::matrix_rows`] rows).
     pub queries: MatrixView<'a, T>,
     /// Document tokens, likewise.
     pub docs: MatrixView<'a, T>,
@@ -20,8 +20,8 @@ pub struct Inputs<'a, T> {
     pub doc_mask: Option<VectorView<'a, u8>>,
 }
 
-/// What [`Plan::backward`](crate::Plan::backward) writes, in the dtype of the tokens; each is computed only when asked for. Everything is
-/// overwritten; nothing is read.
+/// What [`Plan::backward`](crate::Plan::backward) writes, in the dtype of the tokens; each is computed only when asked for. Every token's
+/// row is overwritten; nothing is read.
 #[derive(Debug)]
 pub struct Gradients<'a, T> {
     /// Gradient of the query tokens, shaped like them.
@@ -38,7 +38,7 @@ impl<T: Element> Inputs<'_, T> {
             return Err(kernel_core::Error::DType { what: "queries and docs", found: T::DTYPE, expected }.into());
         }
         for (view, spans) in [(&self.queries, &problem.queries), (&self.docs, &problem.docs)] {
-            view.require_shape([spans.rows(), problem.dim])?;
+            view.require_shape([spans.matrix_rows(), problem.dim])?;
             view.check_context(gpu)?;
             view.require_alignment(alignment)?;
         }
@@ -65,7 +65,7 @@ impl<T: Element> Inputs<'_, T> {
         scores.check_context(gpu)?;
         let mut written = vec![scores.named_range()];
         if let Some(argmax) = argmax {
-            argmax.require_shape([problem.argmaxes()])?;
+            argmax.require_shape([problem.argmaxes().max(1)])?;
             argmax.check_context(gpu)?;
             written.push(argmax.named_range());
         }
@@ -82,14 +82,14 @@ impl<T: Element> Inputs<'_, T> {
     ) -> Result<()> {
         d_scores.require_shape([problem.scores()])?;
         d_scores.check_context(gpu)?;
-        argmax.require_shape([problem.argmaxes()])?;
+        argmax.require_shape([problem.argmaxes().max(1)])?;
         argmax.check_context(gpu)?;
         let mut read = self.ranges();
         read.extend([d_scores.named_range(), argmax.named_range()]);
         let mut written = Vec::new();
         for (gradient, spans) in [(&gradients.d_queries, &problem.queries), (&gradients.d_docs, &problem.docs)] {
             if let Some(gradient) = gradient {
-                gradient.require_shape([spans.rows(), problem.dim])?;
+                gradient.require_shape([spans.matrix_rows(), problem.dim])?;
                 gradient.check_context(gpu)?;
                 written.push(gradient.named_range());
             }
@@ -108,10 +108,12 @@ fn check_mask(
     match (mask, planned) {
         (None, false) => Ok(()),
         (Some(mask), true) => {
-            mask.require_shape([spans.rows()])?;
+            mask.require_shape([spans.matrix_rows()])?;
             Ok(mask.check_context(gpu)?)
         }
-        (None, true) => Err(shape(what, "none", format!("[{}], as the plan was made with a mask", spans.rows()))),
+        (None, true) => {
+            Err(shape(what, "none", format!("[{}], as the plan was made with a mask", spans.matrix_rows())))
+        }
         (Some(_), false) => Err(shape(what, "a mask", "none, as the plan was made without (Problem::with_masks)")),
     }
 }

@@ -66,6 +66,12 @@ impl Spans {
         }
     }
 
+    /// Rows of their matrix in a call on the GPU: one for each token, or one where there is no token at all; what that row holds does
+    /// not matter, and it is not written.
+    pub fn matrix_rows(&self) -> usize {
+        self.rows().max(1)
+    }
+
     /// Rows of text `index`, which must exist.
     pub fn span(&self, index: usize) -> Range<usize> {
         match self {
@@ -110,7 +116,7 @@ impl Spans {
                 return Err(shape(what, found, "offsets that do not decrease"));
             }
         }
-        if self.count() == 0 || self.rows() == 0 {
+        if self.count() == 0 {
             return Err(kernel_core::Error::ZeroSize { what }.into());
         }
         if self.longest() > MAX_TOKENS {
@@ -220,7 +226,7 @@ impl Problem {
         }
     }
 
-    /// Number of argmax entries: one for each token of each score's query.
+    /// Number of argmax entries: one for each token of each score's query. Where that is 0, calls on the GPU take one entry that is not used.
     pub fn argmaxes(&self) -> usize {
         match &self.pairing {
             Pairing::Cross => self.queries.rows().saturating_mul(self.docs.count()),
@@ -395,6 +401,9 @@ mod tests {
         assert!(message(&Problem { dim: 0, ..good.clone() }).contains("dim"));
         assert!(message(&Problem { dim: 1025, ..good.clone() }).contains("1024"));
         assert!(message(&Problem { queries: Spans::padded(0, 3), ..good.clone() }).contains("queries"));
+        assert!(
+            Problem { queries: Spans::padded(3, 0), docs: Spans::of_lengths([0, 0]), ..good.clone() }.check().is_ok()
+        );
         assert!(
             message(&Problem { docs: Spans::packed(vec![0, 4, 2]), ..good.clone() }).contains("offset 2 = 2 after 4")
         );

@@ -138,8 +138,8 @@ impl Hopper {
             Ok(RowsAt { address: texts.rows, row_stride: texts.row_stride as usize, rows })
         };
         let at = [
-            pad(&mut params.queries, padded[0], problem.queries.rows())?,
-            pad(&mut params.docs, padded[1], problem.docs.rows())?,
+            pad(&mut params.queries, padded[0], problem.queries.matrix_rows())?,
+            pad(&mut params.docs, padded[1], problem.docs.matrix_rows())?,
         ];
         let maps = match self.maps {
             Some((of, maps)) if of == at => maps,

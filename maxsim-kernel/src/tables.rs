@@ -55,7 +55,7 @@ impl Tables {
             Pairing::List(list) => list,
             _ => &[],
         };
-        let packed_queries = matches!(problem.queries, Spans::Packed(_));
+        let worked_out = matches!(problem.queries, Spans::Padded { length: 1.., .. });
         let one_chunk = division.chunk_count() == 1;
         let listed = matches!(problem.pairing, Pairing::List(_));
         let even = one_chunk && !listed && !problem.doc_mask && matches!(problem.docs, Spans::Padded { .. });
@@ -75,7 +75,7 @@ impl Tables {
             list: Table::upload(gpu, &list.iter().flat_map(|&(q, d)| [q as u32, d as u32]).collect::<Vec<_>>())?,
             list_args: Table::upload(gpu, &arguments.collect::<Vec<_>>())?,
             // What the kernels can work out themselves is not uploaded.
-            tiles: Table::upload(gpu, if packed_queries { &division.query_tiles } else { &[] })?,
+            tiles: Table::upload(gpu, if worked_out { &[] } else { &division.query_tiles })?,
             segments: Table::upload(gpu, &division.query_segments)?,
             chunk_starts: Table::upload(gpu, if one_chunk { &[] } else { &division.chunk_starts })?,
             starts: Table::upload(gpu, if even { &[] } else { &division.starts })?,

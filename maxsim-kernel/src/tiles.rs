@@ -134,6 +134,8 @@ impl Division {
 
     /// `maxsim_schedule` of `cuda/prepare.cu` on the host.
     fn divide(&mut self, length: impl Fn(usize) -> usize) {
+        // Of the chunks so far: their cost, and how much of it went to the blocks before each one.
+        let (mut due, mut given) = (0u128, vec![0u128; self.blocks + 1]);
         for chunk in self.chunk_starts.windows(2) {
             let mut prefix = vec![0u64];
             for entry in chunk[0]..chunk[1] {
@@ -143,12 +145,17 @@ impl Division {
             let (entries, cost) = (prefix.len() - 1, prefix[prefix.len() - 1]);
             let (whole, last) = (u128::from(cost) * self.row_block_cost as u128, self.row_blocks - 1);
             let total = whole * last as u128 + u128::from(cost) * self.last_block_cost as u128;
-            for block in 0..=self.blocks as u128 {
-                let target = total * block / self.blocks as u128;
+            due += total;
+            let mut least = 0;
+            for (block, given) in given.iter_mut().enumerate() {
+                // A block that had too much of one chunk gets less of the next.
+                let target = (due * block as u128 / self.blocks as u128).saturating_sub(*given).clamp(least, total);
+                least = target;
                 let row_block = ((target / whole) as usize).min(last);
                 let rest = target - whole * row_block as u128;
                 let weight = if row_block == last { self.last_block_cost } else { self.row_block_cost } as u128;
                 let entry = prefix[..entries].partition_point(|&before| u128::from(before) * weight < rest);
+                *given += whole * row_block as u128 + u128::from(prefix[entry]) * weight;
                 self.starts.push(((row_block * entries + entry) * self.parts) as u32);
             }
         }
@@ -173,16 +180,19 @@ fn block_cost(tiles: usize) -> usize {
     tiles + 2
 }
 
-/// Runs of documents that stay in the cache while every row block meets them; one run when there is one row block.
+/// Runs of documents, about as large as one another, that stay in the cache while every row block meets them; one run when there is one row
+/// block.
 fn chunks(problem: &Problem, row_blocks: usize, chunk_bytes: usize) -> Vec<u32> {
     let docs = problem.docs.count();
     let most_docs = (i32::MAX as usize / row_blocks).max(1);
     let row_bytes = problem.dim * problem.dtype.size_bytes();
+    let all = problem.docs.rows() * row_bytes;
+    let chunk_bytes = if row_blocks > 1 { all.div_ceil(all.div_ceil(chunk_bytes).max(1)) } else { usize::MAX };
     let mut starts = vec![0u32];
     let (mut bytes, mut width) = (0usize, 0usize);
     for doc in 0..docs {
         let more = problem.docs.length(doc) * row_bytes;
-        if width > 0 && (width == most_docs || (row_blocks > 1 && bytes + more > chunk_bytes)) {
+        if width > 0 && (width == most_docs || bytes + more > chunk_bytes) {
             starts.push(doc as u32);
             (bytes, width) = (0, 0);
         }

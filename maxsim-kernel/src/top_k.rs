@@ -94,7 +94,7 @@ impl TopK {
     /// cross without masks.
     ///
     /// # Errors
-    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` for k = 0, `Shape` for a larger k, another pairing or masks, and as
+    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` for k = 0 or a corpus without a token, `Shape` for a larger k, another pairing or masks, and as
     /// [`Plan::new`].
     pub fn new(gpu: &Gpu, problem: &Problem, k: usize, options: Options) -> Result<Self> {
         problem.check()?;
@@ -110,6 +110,9 @@ impl TopK {
         }
         if k > MOST {
             return Err(shape("k", k, format!("at most {MOST}")));
+        }
+        if problem.docs.rows() == 0 {
+            return Err(kernel_core::Error::ZeroSize { what: "corpus" }.into());
         }
         let (queries, docs) = (problem.queries.count(), problem.docs.count());
         let k = k.min(docs);
@@ -146,7 +149,7 @@ impl TopK {
             gpu: gpu.clone(),
             k,
             queries,
-            query_rows: problem.queries.rows(),
+            query_rows: problem.queries.matrix_rows(),
             rows: problem.docs.rows(),
             dim: problem.dim,
             chunks,

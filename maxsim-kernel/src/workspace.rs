@@ -48,7 +48,8 @@ impl Regions {
             // As `Texts::bit_word` places them, and what a tile reads beyond.
             bits: layout.take_elements::<u32>(when(mask, spans.rows() / 32 + spans.count() + 16)),
             scales: layout.take_elements::<f32>(when(problem.normalize, spans.rows())),
-            padded: layout.take(padded.map_or(0, |dim| spans.rows().saturating_mul(dim * problem.dtype.size_bytes()))),
+            padded: layout
+                .take(padded.map_or(0, |dim| spans.matrix_rows().saturating_mul(dim * problem.dtype.size_bytes()))),
         };
         let (queries, docs) = (side(&problem.queries, problem.query_mask), side(&problem.docs, problem.doc_mask));
         let entries = match problem.pairing {
@@ -79,5 +80,5 @@ pub(crate) fn splits(problem: &Problem) -> usize {
         Pairing::Pairs => 1,
         Pairing::List(list) => list.len().div_ceil(problem.queries.count()),
     };
-    (PARALLEL_TOKENS / problem.queries.rows()).clamp(1, (meetings / DOCS_PER_SPLIT).max(1))
+    (PARALLEL_TOKENS / problem.queries.matrix_rows()).clamp(1, (meetings / DOCS_PER_SPLIT).max(1))
 }

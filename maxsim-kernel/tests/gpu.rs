@@ -86,6 +86,47 @@ fn normalised_scores_and_gradients_are_near_the_reference() {
     }
 }
 
+/// More queries than a block of the launch can keep: it takes over others again and again, some of them short, some documents empty.
+#[test]
+fn queries_are_taken_over_one_after_another() {
+    let Some(gpu) = gpu() else { return };
+    for dim in [40, 128, 252, 512, 1024] {
+        let queries = Spans::of_lengths((0..300).map(|i| i * 7 % 90));
+        let docs = Spans::of_lengths((0..600).map(|i| i * 11 % 45));
+        let pairs: Vec<_> = (0..900).map(|i| (i * 7 % 300, i * 11 % 600)).collect();
+        for pairing in [Pairing::Candidates { per_query: 2 }, Pairing::List(pairs.into())] {
+            let case = Case { queries: queries.clone(), docs: docs.clone(), pairing, dim, ..Case::default() };
+            run_exact::<bf16>(&gpu, &case);
+        }
+        let (queries, docs) = (Spans::padded(150, 200), Spans::of_lengths([3, 0, 200]));
+        run_exact::<bf16>(&gpu, &Case { queries, docs, dim, ..Case::default() });
+    }
+}
+
+/// Sides without a single token: scores and gradients of exactly 0, choices of -1.
+#[test]
+fn sides_without_tokens_score_zero() {
+    let Some(gpu) = gpu() else { return };
+    let (empty, texts) = (Spans::of_lengths([0, 0, 0]), Spans::padded(3, 20));
+    for (queries, docs) in
+        [(&empty, &texts), (&texts, &empty), (&empty, &empty), (&Spans::padded(3, 0), &Spans::padded(3, 0))]
+    {
+        for pairing in [Pairing::Cross, Pairing::Pairs, Pairing::List(vec![(0, 2), (1, 1)].into())] {
+            for route in ROUTES {
+                for backward in [BackwardRoute::LowMemory, BackwardRoute::Unified] {
+                    let options = Options { route, backward };
+                    for (dim, masks) in [(32, (false, false)), (30, (true, true))] {
+                        let (queries, docs, pairing) = (queries.clone(), docs.clone(), pairing.clone());
+                        let case = Case { queries, docs, pairing, dim, masks, options, ..Case::default() };
+                        run_exact::<f32>(&gpu, &case);
+                        run_exact::<bf16>(&gpu, &case);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Many query tokens for few document tokens: long lists, lists that do not fit at once, cut sums.
 #[test]
 fn crowded_documents_and_long_texts_are_exact() {

@@ -62,7 +62,7 @@ pub(crate) fn gpu() -> Option<Gpu> {
     match Gpu::new(0) {
         Ok(gpu) => Some(gpu),
         Err(error) => {
-            assert!(std::env::var_os("FUSED_KERNELS_REQUIRE_GPU").is_none(), "a GPU was required: {error}");
+            assert!(std::env::var_os("KERNELS_REQUIRE_GPU").is_none(), "a GPU was required: {error}");
             eprintln!("SKIPPED, nothing was checked: {error}");
             None
         }
@@ -154,25 +154,33 @@ impl<T: Number> Data<T> {
     fn on_gpu(&self, gpu: &Gpu, options: Options, argmax: Option<&[i32]>) -> Results<T> {
         let Problem { queries: query_spans, docs: doc_spans, dim, .. } = &self.problem;
         let mut plan = Plan::new(gpu, self.problem.clone(), options).unwrap();
-        let (queries, docs) = (gpu.upload(&self.queries).unwrap(), gpu.upload(&self.docs).unwrap());
+        let poison = vec![to::<T>(f32::NAN); *dim];
+        // What stands in for the tokens of a side that has none.
+        let tokens = |tokens: &[T]| gpu.upload(if tokens.is_empty() { &poison } else { tokens }).unwrap();
+        let (queries, docs) = (tokens(&self.queries), tokens(&self.docs));
         let bytes = |mask: &Option<Vec<bool>>| {
-            mask.as_ref().map(|mask| gpu.upload(&mask.iter().map(|keep| u8::from(*keep)).collect::<Vec<_>>()).unwrap())
+            mask.as_ref().map(|mask| {
+                let mut bytes: Vec<_> = mask.iter().map(|keep| u8::from(*keep)).collect();
+                bytes.resize(bytes.len().max(1), 1);
+                gpu.upload(&bytes).unwrap()
+            })
         };
         let (query_mask, doc_mask) = (bytes(&self.query_mask), bytes(&self.doc_mask));
         let mask_view = |mask| VectorView::new("mask", mask, [cudarc::driver::DeviceSlice::len(mask)]).unwrap();
         let inputs = Inputs {
-            queries: MatrixView::new("queries", &queries, [query_spans.rows(), *dim]).unwrap(),
-            docs: MatrixView::new("docs", &docs, [doc_spans.rows(), *dim]).unwrap(),
+            queries: MatrixView::new("queries", &queries, [query_spans.matrix_rows(), *dim]).unwrap(),
+            docs: MatrixView::new("docs", &docs, [doc_spans.matrix_rows(), *dim]).unwrap(),
             query_mask: query_mask.as_ref().map(mask_view),
             doc_mask: doc_mask.as_ref().map(mask_view),
         };
         let mut scores = gpu.upload(&vec![f32::NAN; self.problem.scores()]).unwrap();
         let mut alone = gpu.upload(&vec![f32::NAN; self.problem.scores()]).unwrap();
-        let mut choices = gpu.upload(&vec![-7i32; self.problem.argmaxes()]).unwrap();
+        let argmaxes = self.problem.argmaxes().max(1);
+        let mut choices = gpu.upload(&vec![-7i32; argmaxes]).unwrap();
         let count = [self.problem.scores()];
         let view = |scores| VectorViewMut::new("scores", scores, count).unwrap();
         plan.forward(&inputs, &mut view(&mut alone), None).unwrap();
-        let mut argmax_view = VectorViewMut::new("argmax", &mut choices, [self.problem.argmaxes()]).unwrap();
+        let mut argmax_view = VectorViewMut::new("argmax", &mut choices, [argmaxes]).unwrap();
         plan.forward(&inputs, &mut view(&mut scores), Some(&mut argmax_view)).unwrap();
         let bits = |scores: &[f32]| scores.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let scores = gpu.download(&scores).unwrap();
@@ -183,23 +191,29 @@ impl<T: Number> Data<T> {
             "with and without argmax differ: {:?}",
             (bits(&scores), bits(&alone))
         );
-        let found = gpu.download(&choices).unwrap();
-        if let Some(argmax) = argmax {
+        let mut found = gpu.download(&choices).unwrap();
+        found.truncate(self.problem.argmaxes());
+        if let Some(argmax) = argmax.filter(|argmax| !argmax.is_empty()) {
             choices = gpu.upload(argmax).unwrap();
         }
         let d_scores = gpu.upload(&self.d_scores).unwrap();
         let mut gradients = Vec::new();
         for _ in 0..2 {
-            let mut d_queries = gpu.upload(&vec![to::<T>(f32::NAN); self.queries.len()]).unwrap();
-            let mut d_docs = gpu.upload(&vec![to::<T>(f32::NAN); self.docs.len()]).unwrap();
+            let mut d_queries = gpu.upload(&vec![to::<T>(f32::NAN); query_spans.matrix_rows() * dim]).unwrap();
+            let mut d_docs = gpu.upload(&vec![to::<T>(f32::NAN); doc_spans.matrix_rows() * dim]).unwrap();
             let mut outputs = Gradients {
-                d_queries: Some(MatrixViewMut::new("d_queries", &mut d_queries, [query_spans.rows(), *dim]).unwrap()),
-                d_docs: Some(MatrixViewMut::new("d_docs", &mut d_docs, [doc_spans.rows(), *dim]).unwrap()),
+                d_queries: Some(
+                    MatrixViewMut::new("d_queries", &mut d_queries, [query_spans.matrix_rows(), *dim]).unwrap(),
+                ),
+                d_docs: Some(MatrixViewMut::new("d_docs", &mut d_docs, [doc_spans.matrix_rows(), *dim]).unwrap()),
             };
             let d_scores = VectorView::new("d_scores", &d_scores, count).unwrap();
-            let argmax = VectorView::new("argmax", &choices, [self.problem.argmaxes()]).unwrap();
+            let argmax = VectorView::new("argmax", &choices, [argmaxes]).unwrap();
             plan.backward(&inputs, &d_scores, &argmax, &mut outputs).unwrap();
-            gradients.push((gpu.download(&d_queries).unwrap(), gpu.download(&d_docs).unwrap()));
+            let (mut d_queries, mut d_docs) = (gpu.download(&d_queries).unwrap(), gpu.download(&d_docs).unwrap());
+            d_queries.truncate(self.queries.len());
+            d_docs.truncate(self.docs.len());
+            gradients.push((d_queries, d_docs));
         }
         if plan.backward_route() == maxsim_kernel::BackwardRoute::LowMemory {
             let bits = |values: &[T]| values.iter().map(|x| from(*x).to_bits()).collect::<Vec<_>>();

@@ -55,7 +55,9 @@ fn run_problem(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMu
             Err(error) => missing(&format!("ours {}", options.route), &error.to_string()),
         }
     }
-    setting.join_peers(&PEERS, &problem.for_peers(), &mut contenders, &mut missing);
+    // Scores alone are the same kernel with either backward.
+    let peers = PEERS.into_iter().filter(|name| op == Op::ScoreStep || !name.ends_with("lowmem"));
+    setting.join_peers(&peers.collect::<Vec<_>>(), &problem.for_peers(), &mut contenders, &mut missing);
     let subject = Subject {
         family: "maxsim",
         op: op.name().to_owned(),

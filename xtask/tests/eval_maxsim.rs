@@ -1,0 +1,121 @@
+//! `xtask eval maxsim` as a program.
+
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+use std::collections::HashMap;
+use std::fs;
+use std::process::Command;
+
+type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+/// Shape and values of each.
+type Outputs = HashMap<String, (Vec<usize>, Vec<f32>)>;
+
+fn f32s(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn i64s(values: &[i64]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// Queries of two tokens and of one, documents of one token, of none and of two, all packed.
+fn packed() -> Vec<Tensor> {
+    vec![
+        ("query_tokens", Dtype::F32, vec![3, 2], f32s(&[1.0, 0.0, 0.0, 1.0, 2.0, 1.0])),
+        ("query_offsets", Dtype::I64, vec![3], i64s(&[0, 2, 3])),
+        ("code_tokens", Dtype::F32, vec![3, 2], f32s(&[3.0, 4.0, 1.0, -1.0, -2.0, 2.0])),
+        ("code_offsets", Dtype::I64, vec![4], i64s(&[0, 1, 1, 3])),
+    ]
+}
+
+/// The same texts, padded and masked; what the padding holds must not matter.
+fn padded() -> Vec<Tensor> {
+    let nan = f32::NAN;
+    vec![
+        ("query_tokens", Dtype::F32, vec![2, 2, 2], f32s(&[1.0, 0.0, 0.0, 1.0, 2.0, 1.0, nan, nan])),
+        ("query_mask", Dtype::BOOL, vec![2, 2], vec![1, 1, 1, 0]),
+        (
+            "doc_tokens",
+            Dtype::F32,
+            vec![3, 2, 2],
+            f32s(&[3.0, 4.0, nan, nan, nan, nan, nan, nan, 1.0, -1.0, -2.0, 2.0]),
+        ),
+        ("doc_mask", Dtype::U8, vec![3, 2], vec![1, 0, 0, 0, 1, 1]),
+    ]
+}
+
+/// The outputs, or what went to stderr.
+fn eval(tensors: &[Tensor], arguments: &[&str]) -> Result<Outputs, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
+    let views =
+        tensors.iter().map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    fs::write(&input, serialize(views, None).unwrap()).unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["eval", "maxsim", "--input"])
+        .arg(&input)
+        .arg("--output")
+        .arg(&output)
+        .args(arguments)
+        .output()
+        .unwrap();
+    if !run.status.success() {
+        assert!(!output.exists());
+        return Err(String::from_utf8_lossy(&run.stderr).into_owned());
+    }
+    let file = fs::read(&output).unwrap();
+    let found = SafeTensors::deserialize(&file).unwrap();
+    let tensor = |name: &str| {
+        let tensor = found.tensor(name).unwrap();
+        let values = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        (tensor.shape().to_vec(), values.collect())
+    };
+    Ok(found.names().into_iter().map(|name| (name.to_string(), tensor(name))).collect())
+}
+
+#[test]
+fn packed_and_padded_texts_score_alike() {
+    // Query 0 chooses (3, 4) twice, then (1, -1) and (-2, 2); query 1 chooses (3, 4), then (1, -1) with 2 - 1.
+    let expected = (vec![2, 3], vec![7.0, 0.0, 3.0, 10.0, 0.0, 1.0]);
+    let found = eval(&packed(), &[]).unwrap();
+    assert_eq!(found["scores"], expected);
+    assert_eq!(found.len(), 1, "no gradients were asked for");
+    assert_eq!(eval(&padded(), &[]).unwrap()["scores"], expected);
+}
+
+#[test]
+fn gradients_follow_the_choices() {
+    let d_scores = ("d_scores", Dtype::F32, vec![2, 3], f32s(&[1.0, 5.0, 2.0, 3.0, 7.0, -1.0]));
+    let found = eval(&[packed(), vec![d_scores.clone()]].concat(), &[]).unwrap();
+    assert_eq!(found["d_query_tokens"], (vec![3, 2], vec![5.0, 2.0, -1.0, 8.0, 8.0, 13.0]));
+    assert_eq!(found["d_code_tokens"], (vec![3, 2], vec![7.0, 4.0, 0.0, -1.0, 0.0, 2.0]));
+    let found = eval(&[padded(), vec![d_scores]].concat(), &[]).unwrap();
+    assert_eq!(found["d_query_tokens"], (vec![2, 2, 2], vec![5.0, 2.0, -1.0, 8.0, 8.0, 13.0, 0.0, 0.0]));
+    assert_eq!(found["d_doc_tokens"].1[..8], [7.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+}
+
+#[test]
+fn lists_pairs_and_norms_are_understood() {
+    let pairs = ("pairs", Dtype::I64, vec![2, 2], i64s(&[1, 2, 0, 0]));
+    assert_eq!(eval(&[packed(), vec![pairs]].concat(), &[]).unwrap()["scores"], (vec![2], vec![1.0, 7.0]));
+    let mut alike = packed();
+    alike[3] = ("code_offsets", Dtype::I64, vec![3], i64s(&[0, 1, 3]));
+    assert_eq!(eval(&alike, &["--pairs"]).unwrap()["scores"], (vec![2], vec![7.0, 1.0]));
+    let score = eval(&alike, &["--pairs", "--normalize"]).unwrap()["scores"].1[0];
+    assert!((score - 1.4).abs() < 1e-6, "{score}");
+}
+
+#[test]
+fn mistakes_are_named() {
+    let mut wrong = packed();
+    wrong[3] = ("code_offsets", Dtype::I64, vec![4], i64s(&[0, 1, 1, 2]));
+    let message = eval(&wrong, &[]).unwrap_err();
+    assert!(message.contains("`code_offsets`") && message.contains("expected 3"), "{message}");
+    let message = eval(&packed()[1..], &[]).unwrap_err();
+    assert!(message.contains("tensor `query_tokens`") && message.contains("doc_tokens"), "{message}");
+    let message = eval(&packed(), &["--backward", "unified"]).unwrap_err();
+    assert!(message.contains("--backward") && message.contains("cuda"), "{message}");
+    let d_scores = ("d_scores", Dtype::F32, vec![3, 2], f32s(&[0.0; 6]));
+    let message = eval(&[packed(), vec![d_scores]].concat(), &[]).unwrap_err();
+    assert!(message.contains("`d_scores`") && message.contains("[2, 3]"), "{message}");
+}
