@@ -1,4 +1,4 @@
-// The gate and its derivative as passes over pre-activations in memory.
+// Passes over matrices in memory: the gate, its derivative, and the rounding of a sum.
 //   ELEMENT: F32, BF16 or F16    VECTOR: elements of an access, 8 or 1
 #include "gate.cuh"
 #include "ptx/sync.cuh"
@@ -7,19 +7,13 @@
 typedef ELEMENT::Storage Storage;
 constexpr bool EXACT = ELEMENT::KIND == Kind::F32;
 
-// Where a thread is in a rows x vectors grid that all threads walk together; no division after the first.
-struct Walk {
-  u64 row, row_step;
-  u32 vector, vector_step, vectors;
-  DEV explicit Walk(u32 vectors_) : vectors(vectors_) {
-    const u64 first = (u64)blockIdx.x * blockDim.x + threadIdx.x, step = (u64)gridDim.x * blockDim.x;
-    row = first / vectors, vector = (u32)(first % vectors);
-    row_step = step / vectors, vector_step = (u32)(step % vectors);
-  }
-  DEV u32 column() const { return vector * VECTOR; }
-  DEV void next() {
-    row += row_step, vector += vector_step;
-    if (vector >= vectors) vector -= vectors, ++row;
+// Where a thread works: on eight neighbouring elements, or one. A grid of all of them streams faster than a smaller one that walks.
+struct Place {
+  u64 row;
+  u32 column;
+  DEV explicit Place(u32 vectors) {
+    const u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    row = index / vectors, column = (u32)(index - row * vectors) * VECTOR;
   }
 };
 
@@ -53,20 +47,19 @@ struct GateForwardParams {
 struct GateForward {
   const GateForwardParams& p;
   template <Gate GATE> DEV void operator()() const {
-    for (Walk at(p.vectors); at.row < p.rows; at.next()) {
-      const u32 column = at.column();
-      float g[VECTOR], u[VECTOR], z[VECTOR];
-      load_vector<F32, VECTOR>(p.gate + at.row * p.stride + column, g);
-      load_vector<F32, VECTOR>(p.up + at.row * p.stride + column, u);
-      add_bias(g, p.gate_bias, column);
-      add_bias(u, p.up_bias, column);
+    const Place at(p.vectors);
+    if (at.row >= p.rows) return;
+    float g[VECTOR], u[VECTOR], z[VECTOR];
+    load_vector<F32, VECTOR>(p.gate + at.row * p.stride + at.column, g);
+    load_vector<F32, VECTOR>(p.up + at.row * p.stride + at.column, u);
+    add_bias(g, p.gate_bias, at.column);
+    add_bias(u, p.up_bias, at.column);
 #pragma unroll
-      for (u32 i = 0; i < VECTOR; ++i) z[i] = activate<GATE, EXACT>(g[i]) * u[i];
-      if (p.z) store_vector<ELEMENT, VECTOR>(p.z + at.row * p.z_stride + column, z);
-      if (p.gate_saved) {
-        store_vector<ELEMENT, VECTOR>(p.gate_saved + at.row * p.saved_stride + column, g);
-        store_vector<ELEMENT, VECTOR>(p.up_saved + at.row * p.saved_stride + column, u);
-      }
+    for (u32 i = 0; i < VECTOR; ++i) z[i] = activate<GATE, EXACT>(g[i]) * u[i];
+    if (p.z) store_vector<ELEMENT, VECTOR>(p.z + at.row * p.z_stride + at.column, z);
+    if (p.gate_saved) {
+      store_vector<ELEMENT, VECTOR>(p.gate_saved + at.row * p.saved_stride + at.column, g);
+      store_vector<ELEMENT, VECTOR>(p.up_saved + at.row * p.saved_stride + at.column, u);
     }
   }
 };
@@ -92,27 +85,45 @@ struct GateBackwardParams {
 struct GateBackward {
   const GateBackwardParams& p;
   template <Gate GATE> DEV void operator()() const {
-    for (Walk at(p.vectors); at.row < p.rows; at.next()) {
-      const u32 column = at.column();
-      float g[VECTOR], u[VECTOR], dz[VECTOR], z[VECTOR];
-      load_vector<ELEMENT, VECTOR>(p.gate + at.row * p.stride + column, g);
-      load_vector<ELEMENT, VECTOR>(p.up + at.row * p.stride + column, u);
-      load_vector<ELEMENT, VECTOR>(p.dz + at.row * p.dz_stride + column, dz);
+    const Place at(p.vectors);
+    if (at.row >= p.rows) return;
+    // The last rows first: of a forward just before, those are still in the L2; and the products just after begin with the first ones.
+    const u64 row = p.rows - 1 - at.row;
+    float g[VECTOR], u[VECTOR], dz[VECTOR], z[VECTOR];
+    load_vector<ELEMENT, VECTOR>(p.gate + row * p.stride + at.column, g);
+    load_vector<ELEMENT, VECTOR>(p.up + row * p.stride + at.column, u);
+    load_vector<ELEMENT, VECTOR>(p.dz + row * p.dz_stride + at.column, dz);
 #pragma unroll
-      for (u32 i = 0; i < VECTOR; ++i) {
-        const Activation a = activate_with_slope<GATE, EXACT>(g[i]);
-        z[i] = a.value * u[i];
-        g[i] = dz[i] * u[i] * a.slope;
-        u[i] = dz[i] * a.value;
-      }
-      store_vector<ELEMENT, VECTOR>(p.d_gate + at.row * p.d_stride + column, g);
-      store_vector<ELEMENT, VECTOR>(p.d_up + at.row * p.d_stride + column, u);
-      if (p.z) store_vector<ELEMENT, VECTOR>(p.z + at.row * p.z_stride + column, z);
+    for (u32 i = 0; i < VECTOR; ++i) {
+      const Activation a = activate_with_slope<GATE, EXACT>(g[i]);
+      z[i] = a.value * u[i];
+      g[i] = dz[i] * u[i] * a.slope;
+      u[i] = dz[i] * a.value;
     }
+    store_vector<ELEMENT, VECTOR>(p.d_gate + row * p.d_stride + at.column, g);
+    store_vector<ELEMENT, VECTOR>(p.d_up + row * p.d_stride + at.column, u);
+    if (p.z) store_vector<ELEMENT, VECTOR>(p.z + row * p.z_stride + at.column, z);
   }
 };
 
 KERNEL __launch_bounds__(256) swiglu_gate_backward(const __grid_constant__ GateBackwardParams params) {
   grid_dependency_wait();
   with_gate(params.activation, GateBackward{params});
+}
+
+struct RoundingParams {
+  const float* from;  // [rows, vectors * VECTOR], rows `from_stride` elements apart
+  u64 from_stride;
+  Storage* to;
+  u64 to_stride, rows;
+  u32 vectors;
+};
+
+KERNEL __launch_bounds__(256) swiglu_round(const __grid_constant__ RoundingParams params) {
+  const Place at(params.vectors);
+  grid_dependency_wait();
+  if (at.row >= params.rows) return;
+  float values[VECTOR];
+  load_vector<F32, VECTOR>(params.from + at.row * params.from_stride + at.column, values);
+  store_vector<ELEMENT, VECTOR>(params.to + at.row * params.to_stride + at.column, values);
 }

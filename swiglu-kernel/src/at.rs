@@ -39,6 +39,17 @@ pub(crate) enum WeightsAt {
     Separate([At; 2]),
 }
 
+impl WeightsAt {
+    /// `[gate, up]`, which begin `outputs` columns (or rows, if `linear`) apart in one tensor.
+    pub(crate) fn halves(&self, order: Order, linear: bool, outputs: usize, bytes: usize) -> [At; 2] {
+        match *self {
+            WeightsAt::Separate(halves) => halves,
+            WeightsAt::Joined(at) if linear => in_order(order, at, at.offset(outputs, 0, bytes)),
+            WeightsAt::Joined(at) => at.columns(order, outputs, bytes),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

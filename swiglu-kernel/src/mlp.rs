@@ -151,7 +151,7 @@ impl MlpPlan {
         }
         check_outputs(&read, &written)?;
         let stream: &CudaStream = gpu.stream();
-        let (source, _inputs) = source(inputs, stream);
+        let (source, _inputs) = source(inputs, &self.problem.layer, stream);
         let (down, _down) = at!(down, stream);
         let (y, _y) = at!(y, stream);
         let (saved, _saved) = saved.map(|saved| at!(saved, stream)).unzip();
@@ -195,13 +195,13 @@ impl MlpPlan {
         check_outputs(&read, &written)?;
 
         let stream: &CudaStream = gpu.stream();
-        let (source, _inputs) = source(inputs, stream);
+        let (source, _inputs) = source(inputs, &self.problem.layer, stream);
         let (down, _down) = at!(down, stream);
         let (dy, _dy) = at!(dy, stream);
-        let (from, _from) = from(&mut preactivations, stream);
+        let (from, _from) = from(&mut preactivations, &self.problem.layer, stream);
         let accumulate = gradients.layer.accumulate;
         let (d_down, _d_down) = gradients.d_down.as_mut().map(|d_down| at!(d_down, stream)).unzip();
-        let (targets, _targets) = targets(&mut gradients.layer, stream);
+        let (targets, _targets) = targets(&mut gradients.layer, &self.problem.layer, stream);
         let down = Operand { at: down, dtype, transposed: !linear };
         let dy = Operand::new(dy, dtype);
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.

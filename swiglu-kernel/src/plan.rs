@@ -1,10 +1,10 @@
 //! The plan of a gated layer: checks, memory, calls.
 
 use kernel_core::cudarc::driver::{CudaStream, SyncOnDrop};
-use kernel_core::{Element, Gpu, MatrixView, MatrixViewMut, Workspace};
+use kernel_core::{DType, Element, Gpu, MatrixView, MatrixViewMut, Workspace};
 
 use crate::at::{At, WeightsAt};
-use crate::engine::{Engine, From, Source, Targets};
+use crate::engine::{Engine, From, Slices, Source, Targets};
 use crate::error::Result;
 use crate::io::{Gradients, Inputs, Preactivations, Ranges, Weights, WeightsMut, check_outputs};
 use crate::problem::{Mode, Options, Problem, Route};
@@ -23,6 +23,8 @@ pub struct Plan {
     problem: Problem,
     options: Options,
     engine: Engine,
+    /// For a backward that would otherwise hold too much.
+    slices: Option<Slices>,
     workspace: Workspace,
 }
 
@@ -65,6 +67,7 @@ pub(crate) use at;
 /// Addresses of inputs, with the guards that order streams.
 pub(crate) fn source<'a, T: Element>(
     inputs: &'a Inputs<'_, T>,
+    problem: &Problem,
     stream: &'a CudaStream,
 ) -> (Source, Vec<SyncOnDrop<'a>>) {
     let (x, guard) = at!(inputs.x, stream);
@@ -81,17 +84,24 @@ pub(crate) fn source<'a, T: Element>(
             WeightsAt::Separate([gate, up])
         }
     };
-    let bias = inputs.bias.as_ref().map_or(0, |bias| {
+    let bias = inputs.bias.as_ref().map_or([0; 2], |bias| {
         let (address, guard) = bias.device_ptr(stream);
         guards.push(guard);
-        address
+        bias_halves(address, problem, T::DTYPE)
     });
     (Source { x, weights, bias }, guards)
+}
+
+/// Addresses of the gate's and the up half of `[2N]`.
+fn bias_halves(address: u64, problem: &Problem, dtype: DType) -> [u64; 2] {
+    let whole = At { address, row_stride: 0 };
+    whole.columns(problem.layout.order(), problem.outputs, dtype.size_bytes()).map(|half| half.address)
 }
 
 /// Addresses of gradients, with the guards that order streams.
 pub(crate) fn targets<'a, T: Element, G: Element>(
     gradients: &'a mut Gradients<'_, T, G>,
+    problem: &Problem,
     stream: &'a CudaStream,
 ) -> (Targets, Vec<SyncOnDrop<'a>>) {
     let mut guards = Vec::new();
@@ -106,9 +116,10 @@ pub(crate) fn targets<'a, T: Element, G: Element>(
     });
     let d_bias = gradients.d_bias.as_mut().map(|d_bias| keep(at!(d_bias, stream)).address);
     let targets = Targets {
-        dx,
+        dx: dx.map(|at| (at, T::DTYPE)),
+        add_to_dx: false,
         d_weights: d_weights.map(|at| (at, G::DTYPE)),
-        d_bias: d_bias.map(|address| (address, G::DTYPE)),
+        d_bias: d_bias.map(|address| (bias_halves(address, problem, G::DTYPE), G::DTYPE)),
         accumulate: gradients.accumulate,
     };
     (targets, guards)
@@ -151,6 +162,7 @@ fn unsupported_mode(what: &str, found: Mode, expected: Mode) -> crate::Error {
 /// The engine's view of it, and the guard.
 pub(crate) fn from<'a, T: Element>(
     preactivations: &'a mut Preactivations<'_, '_, T>,
+    problem: &Problem,
     stream: &'a CudaStream,
 ) -> (From, Option<SyncOnDrop<'a>>) {
     match preactivations {
@@ -160,7 +172,7 @@ pub(crate) fn from<'a, T: Element>(
         }
         Preactivations::Saved(saved) => {
             let (at, guard) = at!(saved, stream);
-            (From::Saved(at), Some(guard))
+            (From::Saved(at.columns(problem.layout.order(), problem.outputs, T::DTYPE.size_bytes())), Some(guard))
         }
         Preactivations::Recompute => (From::Recompute, None),
     }
@@ -178,7 +190,8 @@ impl Plan {
         let (layout, regions) = Regions::layout(path, &problem, options.mode, false);
         let workspace = Workspace::new(gpu, &layout)?;
         let engine = Engine::new(gpu, &problem, path, options.mode, &regions, &workspace)?;
-        Ok(Self { gpu: gpu.clone(), problem, options, engine, workspace })
+        let slices = Slices::new(gpu, &problem, path, options.mode, &regions, &workspace)?;
+        Ok(Self { gpu: gpu.clone(), problem, options, engine, slices, workspace })
     }
 
     /// What is computed.
@@ -220,7 +233,7 @@ impl Plan {
         check_outputs(&read, &written)?;
         let gpu = self.gpu.clone();
         let stream: &CudaStream = gpu.stream();
-        let (source, _inputs) = source(inputs, stream);
+        let (source, _inputs) = source(inputs, &problem, stream);
         let (z, _z) = at!(z, stream);
         let (saved, _saved) = saved.map(|saved| at!(saved, stream)).unzip();
         // SAFETY: the addresses are of checked views whose guards live to the end of this function.
@@ -234,7 +247,8 @@ impl Plan {
     ///
     /// With weights in two tensors dx is the sum of two products, the first of which is rounded to the dtype before the second is added. A gradient
     /// that accumulates in 16 bits is rounded at every call; one in f32 is not. Computing the pre-activations again takes the forward's route and
-    /// gives the bits that it would have saved.
+    /// gives the bits that it would have saved. In [`Mode::Recompute`] large problems are taken in slices of the N features, over which dx is summed in
+    /// f32 and rounded once.
     ///
     /// # Errors
     /// As [`Plan::forward`], and `Unsupported` for pre-activations that the plan's [`Mode`] cannot take.
@@ -257,11 +271,17 @@ impl Plan {
         check_outputs(&read, &written)?;
         let gpu = self.gpu.clone();
         let stream: &CudaStream = gpu.stream();
-        let (source, _inputs) = source(inputs, stream);
+        let (source, _inputs) = source(inputs, &problem, stream);
         let (dz, _dz) = at!(dz, stream);
-        let (from, _from) = from(&mut preactivations, stream);
-        let (targets, _targets) = targets(gradients, stream);
+        let (from, _from) = from(&mut preactivations, &problem, stream);
+        let (targets, _targets) = targets(gradients, &problem, stream);
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
-        unsafe { self.engine.backward(stream, &source, dz, from, &targets) }
+        unsafe {
+            match (&mut self.slices, from) {
+                (Some(slices), From::Saved(saved)) => slices.backward(stream, &source, dz, Some(saved), &targets),
+                (Some(slices), From::Recompute) => slices.backward(stream, &source, dz, None, &targets),
+                (_, from) => self.engine.backward(stream, &source, dz, from, &targets),
+            }
+        }
     }
 }

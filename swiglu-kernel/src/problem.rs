@@ -196,8 +196,9 @@ pub enum Mode {
     /// buffer that the caller keeps from forward to backward.
     #[default]
     InPlace,
-    /// Also backward from x alone (the pre-activations are computed again) or from saved ones that stay as they are. The plan holds one
-    /// `[M, 2N]` buffer for the time of the call; nothing but x is kept between forward and backward.
+    /// Also backward from x alone (the pre-activations are computed again) or from saved ones that stay as they are. Nothing but x is kept between
+    /// forward and backward. The plan holds what such a backward works on: at most 128 MiB of pre-activations at a time and, where they are more, dx
+    /// in f32. An [`MlpPlan`](crate::MlpPlan) holds all `[M, 2N]` of them.
     Recompute,
     /// Forward only.
     Inference,

@@ -105,7 +105,7 @@ pub(crate) fn decode(dtype: DType, linear: bool, (tokens, stages): (usize, usize
     }
 }
 
-/// `entry`: `swiglu_gate_forward` or `swiglu_gate_backward`. `vector`: elements of an access.
+/// `entry`: `swiglu_gate_forward`, `swiglu_gate_backward` or `swiglu_round`. `vector`: elements of an access.
 pub(crate) fn gate(dtype: DType, entry: &'static str, vector: usize) -> Variant {
     Variant {
         program: &GATE,
@@ -136,6 +136,9 @@ pub fn variants() -> Vec<Variant> {
         for vector in [1, 8] {
             all.push(gate(dtype, "swiglu_gate_forward", vector));
             all.push(gate(dtype, "swiglu_gate_backward", vector));
+            if dtype != DType::F32 {
+                all.push(gate(dtype, "swiglu_round", vector));
+            }
         }
         all.push(column_sums(dtype, dtype));
         if dtype != DType::F32 {

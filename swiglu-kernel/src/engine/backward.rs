@@ -11,12 +11,17 @@ use crate::kernels::{ColumnSumsCall, GateBackwardCall, ThroughCall};
 use crate::problem::Problem;
 
 impl Engine {
-    /// Where the pre-activations are, and where their gradients go.
-    fn places(&self, from: From) -> [At; 2] {
+    /// `[gate, up]` of a matrix `[M, 2N]`.
+    fn halves(&self, at: At) -> [At; 2] {
+        at.columns(self.problem.layout.order(), self.problem.outputs, self.bytes())
+    }
+
+    /// Where gate and up are, and where `[M, 2N]` of their gradients goes.
+    fn places(&self, from: From) -> ([At; 2], At) {
         match from {
-            From::InPlace(at) => [at, at],
-            From::Saved(at) => [at, self.scratch],
-            From::Recompute => [self.scratch, self.scratch],
+            From::InPlace(at) => (self.halves(at), at),
+            From::Saved(halves) => (halves, self.scratch),
+            From::Recompute => (self.halves(self.scratch), self.scratch),
         }
     }
 
@@ -63,20 +68,12 @@ impl Engine {
         from: From,
         z: At,
     ) -> Result<At> {
-        let Problem { rows, outputs, gate, layout, .. } = self.problem;
-        let bytes = self.bytes();
+        let Problem { rows, outputs, gate, .. } = self.problem;
         // SAFETY: the caller's promise.
         unsafe { self.provide(stream, source, from) }?;
-        let [preactivations, gradients] = self.places(from);
-        let call = GateBackwardCall {
-            rows,
-            cols: outputs,
-            gate,
-            preactivations: preactivations.columns(layout.order(), outputs, bytes),
-            dz,
-            gradients: gradients.columns(layout.order(), outputs, bytes),
-            z,
-        };
+        let (preactivations, gradients) = self.places(from);
+        let call =
+            GateBackwardCall { rows, cols: outputs, gate, preactivations, dz, gradients: self.halves(gradients), z };
         if let Some(kernels) = &self.backward {
             // SAFETY: the caller's promise.
             unsafe { kernels.gate.launch(stream, self.info(), &call) }?;
@@ -97,17 +94,10 @@ impl Engine {
         from: From,
         z: At,
     ) -> Result<At> {
-        let Problem { rows, outputs, dtype, layout, .. } = self.problem;
+        let Problem { rows, outputs, dtype, .. } = self.problem;
         let to = Operand::new(z, dtype);
-        let [preactivations, gradients] = self.places(from);
-        let halves = |at: At| at.columns(layout.order(), outputs, dtype.size_bytes());
-        let call = ThroughCall {
-            dy: dy.at,
-            down: down.at,
-            preactivations: halves(preactivations),
-            gradients: halves(gradients),
-            z,
-        };
+        let (preactivations, gradients) = self.places(from);
+        let call = ThroughCall { dy: dy.at, down: down.at, preactivations, gradients: self.halves(gradients), z };
         // Odd addresses take the other way.
         if self.through.is_some() && call.is_aligned(dtype.size_bytes()) {
             // SAFETY: the caller's promise.
@@ -138,8 +128,8 @@ impl Engine {
     ) -> Result<()> {
         // SAFETY: the caller's promise, for all three.
         unsafe {
-            if let Some(dx) = targets.dx {
-                self.input_gradient(stream, source, gradients, dx)?;
+            if let Some((dx, dtype)) = targets.dx {
+                self.input_gradient(stream, source, gradients, Operand::new(dx, dtype), targets.add_to_dx)?;
             }
             if let Some((d_weights, dtype)) = targets.d_weights {
                 self.weight_gradient(stream, source, gradients, d_weights, dtype, targets.accumulate)?;
@@ -148,31 +138,38 @@ impl Engine {
                 && let Some(kernels) = &self.backward
             {
                 let kernel = if dtype == self.problem.dtype { &kernels.sums } else { &kernels.sums_f32 };
-                let (rows, cols) = (self.problem.rows, 2 * self.problem.outputs);
-                let call = ColumnSumsCall { from: gradients, rows, cols, to, accumulate: targets.accumulate };
-                kernel.launch(stream, &call)?;
+                let Problem { rows, outputs, .. } = self.problem;
+                for (from, to) in self.halves(gradients).into_iter().zip(to) {
+                    let call = ColumnSumsCall { from, rows, cols: outputs, to, accumulate: targets.accumulate };
+                    kernel.launch(stream, &call)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// dx = d_gate·W_gateᵀ + d_up·W_upᵀ. With two tensors the second product is added to the first as rounded.
-    unsafe fn input_gradient(&mut self, stream: &CudaStream, source: &Source, gradients: At, dx: At) -> Result<()> {
+    /// dx (+)= d_gate·W_gateᵀ + d_up·W_upᵀ. With two tensors the second product is added to the first as rounded to dx's dtype.
+    unsafe fn input_gradient(
+        &mut self,
+        stream: &CudaStream,
+        source: &Source,
+        gradients: At,
+        dx: Operand,
+        accumulate: bool,
+    ) -> Result<()> {
         let Problem { rows, inputs, outputs, dtype, layout, .. } = self.problem;
         let weights = |at| Operand { at, dtype, transposed: !layout.is_linear() };
-        let dx = Operand::new(dx, dtype);
         match source.weights {
             WeightsAt::Joined(at) => {
                 let operands = [Operand::new(gradients, dtype), weights(at), dx];
                 // SAFETY: the caller's promise.
-                unsafe { self.gemms.run(stream, [rows, inputs, 2 * outputs], operands, false) }
+                unsafe { self.gemms.run(stream, [rows, inputs, 2 * outputs], operands, accumulate) }
             }
             WeightsAt::Separate(halves) => {
-                let columns = gradients.columns(layout.order(), outputs, self.bytes());
-                for (i, (at, gradient)) in halves.into_iter().zip(columns).enumerate() {
+                for (i, (at, gradient)) in halves.into_iter().zip(self.halves(gradients)).enumerate() {
                     let operands = [Operand::new(gradient, dtype), weights(at), dx];
                     // SAFETY: as above.
-                    unsafe { self.gemms.run(stream, [rows, inputs, outputs], operands, i > 0) }?;
+                    unsafe { self.gemms.run(stream, [rows, inputs, outputs], operands, accumulate || i > 0) }?;
                 }
                 Ok(())
             }
@@ -193,8 +190,7 @@ impl Engine {
         let parts: Vec<(At, At, usize)> = match to {
             WeightsAt::Joined(at) => vec![(gradients, at, 2 * outputs)],
             WeightsAt::Separate(halves) => {
-                let columns = gradients.columns(layout.order(), outputs, self.bytes());
-                columns.into_iter().zip(halves).map(|(gradient, at)| (gradient, at, outputs)).collect()
+                self.halves(gradients).into_iter().zip(halves).map(|(gradient, at)| (gradient, at, outputs)).collect()
             }
         };
         for (gradient, at, across) in parts {

@@ -16,24 +16,31 @@ use crate::workspace::Regions;
 pub(crate) struct Source {
     pub(crate) x: At,
     pub(crate) weights: WeightsAt,
-    /// Address of `[2N]`, or 0.
-    pub(crate) bias: u64,
+    /// Addresses of the gate's and the up half, or zeros.
+    pub(crate) bias: [u64; 2],
 }
 
 /// Where the pre-activations of a backward come from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum From {
+    /// `[M, 2N]`, overwritten by the gradients.
     InPlace(At),
-    Saved(At),
+    /// Gate and up `[M, N]`; the gradients go to the scratch.
+    Saved([At; 2]),
+    /// Into the scratch, where the gradients overwrite them.
     Recompute,
 }
 
 /// Where gradients go; a parameter's with its dtype.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Targets {
-    pub(crate) dx: Option<At>,
+    pub(crate) dx: Option<(At, DType)>,
+    /// Adds to what dx holds.
+    pub(crate) add_to_dx: bool,
     pub(crate) d_weights: Option<(WeightsAt, DType)>,
-    pub(crate) d_bias: Option<(u64, DType)>,
+    /// Addresses of the gate's and the up half.
+    pub(crate) d_bias: Option<([u64; 2], DType)>,
+    /// Adds to what the parameters' gradients hold.
     pub(crate) accumulate: bool,
 }
 
@@ -115,15 +122,6 @@ impl Engine {
 
     pub(super) fn bytes(&self) -> usize {
         self.problem.dtype.size_bytes()
-    }
-
-    /// `[gate, up]` halves of the bias; nulls without one.
-    pub(super) fn bias(&self, source: &Source) -> [u64; 2] {
-        if source.bias == 0 {
-            return [0, 0];
-        }
-        let whole = At { address: source.bias, row_stride: 0 };
-        whole.columns(self.problem.layout.order(), self.problem.outputs, self.bytes()).map(|half| half.address)
     }
 
     pub(super) fn info(&self) -> &DeviceInfo {

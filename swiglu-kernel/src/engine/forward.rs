@@ -4,7 +4,7 @@ use kernel_core::DType;
 use kernel_core::cudarc::driver::CudaStream;
 
 use super::core::{Engine, Forward, Source};
-use crate::at::{At, WeightsAt, in_order};
+use crate::at::{At, WeightsAt};
 use crate::error::Result;
 use crate::gemms::Operand;
 use crate::kernels::{DecodeCall, ForwardCall, GateForwardCall};
@@ -25,15 +25,8 @@ impl Engine {
     ) -> Result<()> {
         let Problem { layout, outputs, .. } = self.problem;
         let bytes = self.bytes();
-        let weights = match source.weights {
-            WeightsAt::Separate(halves) => halves,
-            WeightsAt::Joined(at) => {
-                let second =
-                    if layout.is_linear() { at.offset(outputs, 0, bytes) } else { at.offset(0, outputs, bytes) };
-                in_order(layout.order(), at, second)
-            }
-        };
-        let (x, bias) = (source.x, self.bias(source));
+        let weights = source.weights.halves(layout.order(), layout.is_linear(), outputs, bytes);
+        let Source { x, bias, .. } = *source;
         let saved_halves = saved.map(|at| at.columns(layout.order(), outputs, bytes));
         match &mut self.forward {
             Forward::Sm90(kernel) => {
@@ -79,7 +72,7 @@ impl Engine {
                 cols: outputs,
                 gate,
                 preactivations: chunk.columns(layout.order(), outputs, size_of::<f32>()),
-                bias: self.bias(source),
+                bias: source.bias,
                 z: if z.address == 0 { z } else { z.offset(first, 0, bytes) },
                 saved: saved.unwrap_or_default(),
             };

@@ -3,5 +3,7 @@
 mod backward;
 mod core;
 mod forward;
+mod slices;
 
 pub(crate) use core::{Engine, From, Source, Targets};
+pub(crate) use slices::Slices;

@@ -1,4 +1,4 @@
-//! `cuda/gate.cu`: the gate and its derivative as passes over pre-activations in memory.
+//! `cuda/gate.cu`: the gate, its derivative and the rounding of a sum as passes over matrices in memory.
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
@@ -10,7 +10,6 @@ use crate::error::Result;
 use crate::programs;
 
 const THREADS: u32 = 256;
-const BLOCKS_PER_SM: u32 = 8;
 /// Elements of a wide access, and what its address must be a multiple of, in elements.
 const WIDE: usize = 8;
 
@@ -31,8 +30,7 @@ fn wide(cols: usize, matrices: &[(At, usize)]) -> bool {
 }
 
 fn config(info: &DeviceInfo, rows: usize, vectors: usize) -> LaunchConfig {
-    let most = u64::from(info.sm_count * BLOCKS_PER_SM);
-    let blocks = (rows as u64 * vectors as u64).div_ceil(u64::from(THREADS)).min(most);
+    let blocks = (rows as u64 * vectors as u64).div_ceil(u64::from(THREADS));
     // From sm_90 on the next kernel's blocks may come up while this one ends.
     LaunchConfig::linear(blocks as u32, THREADS).with_programmatic(info.compute_capability >= (9, 0))
 }
@@ -192,6 +190,58 @@ impl GateBackward {
         };
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
         Ok(unsafe { kernel.launch(stream, &config(info, call.rows, vectors), &[&params]) }?)
+    }
+}
+
+/// `RoundingParams` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RoundingParams {
+    from: u64,
+    from_stride: u64,
+    to: u64,
+    to_stride: u64,
+    rows: u64,
+    vectors: u32,
+}
+
+// SAFETY: plain data, laid out as the kernel's struct.
+unsafe impl KernelArg for RoundingParams {}
+
+/// f32 to the kernel's dtype.
+pub(crate) struct RoundingCall {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) from: At,
+    pub(crate) to: At,
+}
+
+pub(crate) struct Rounding {
+    kernels: Pair,
+    element_bytes: usize,
+}
+
+impl Rounding {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType) -> Result<Self> {
+        Ok(Self { kernels: Pair::new(gpu, dtype, "swiglu_round")?, element_bytes: dtype.size_bytes() })
+    }
+
+    /// # Safety
+    /// The addresses must be live memory of the shapes that the call says.
+    pub(crate) unsafe fn launch(&self, stream: &CudaStream, info: &DeviceInfo, call: &RoundingCall) -> Result<()> {
+        let RoundingCall { rows, cols, from, to } = *call;
+        let matrices = [(from, size_of::<f32>()), (to, self.element_bytes)];
+        let (kernel, vectors) = self.kernels.choose(cols, wide(cols, &matrices));
+        let params = RoundingParams {
+            from: from.address,
+            from_stride: from.row_stride as u64,
+            to: to.address,
+            to_stride: to.row_stride as u64,
+            rows: rows as u64,
+            vectors: vectors as u32,
+        };
+        // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
+        Ok(unsafe { kernel.launch(stream, &config(info, rows, vectors), &[&params]) }?)
     }
 }
 

@@ -11,7 +11,7 @@ pub(crate) use column_sums::{ColumnSums, ColumnSumsCall};
 pub(crate) use decode::{Decode, DecodeCall};
 pub(crate) use decode_sm90::DecodeSm90;
 pub(crate) use forward_sm90::{ForwardCall, ForwardSm90};
-pub(crate) use gate::{GateBackward, GateBackwardCall, GateForward, GateForwardCall};
+pub(crate) use gate::{GateBackward, GateBackwardCall, GateForward, GateForwardCall, Rounding, RoundingCall};
 pub(crate) use through_sm90::{ThroughCall, ThroughSm90};
 
 use kernel_core::{Gpu, Kernel, Variant};

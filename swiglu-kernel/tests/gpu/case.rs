@@ -145,7 +145,14 @@ pub(crate) fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, accumulate: bo
     };
     let dz_view = dz.view("dz");
     if case.mode == Mode::Recompute {
-        plan.backward(&inputs, &dz_view, Preactivations::Recompute, &mut gradients).expect("backward");
+        // The other source of this mode, which must stay as it is.
+        let from = if accumulate { Preactivations::Saved(&saved.view("saved")) } else { Preactivations::Recompute };
+        plan.backward(&inputs, &dz_view, from, &mut gradients).expect("backward");
+        assert!(
+            saved.download(gpu).iter().zip(&saved_found).all(|(a, b)| a.widened() == b.widened()),
+            "{}",
+            what("saved")
+        );
     } else {
         let mut view = saved.view_mut("saved");
         plan.backward(&inputs, &dz_view, Preactivations::InPlace(&mut view), &mut gradients).expect("backward");

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use swiglu_kernel::kernel_core::half;
-use swiglu_kernel::{Gate, Layout, Mode, Order, Route};
+use swiglu_kernel::{DType, Gate, Layout, Mode, Options, Order, Route, workspace_bytes};
 
 use crate::case::{Case, check};
 use crate::support::gpu;
@@ -90,4 +90,26 @@ fn larger_problems_in_every_mode() {
             check::<f32, f32>(&gpu, &Case { route: Route::Auto, ..case }, true);
         }
     }
+}
+
+#[test]
+fn a_recomputing_backward_holds_a_slice_at_a_time() {
+    let Some(gpu) = gpu() else { return };
+    let [m, k, n] = [16_500, 40, 2200];
+    let shapes = [
+        (Layout::Packed(Order::GateSecond), Route::Auto, 0),
+        (Layout::Linear(Order::GateFirst), Route::Auto, 8),
+        (Layout::Separate, Route::Portable, 3),
+    ];
+    for (i, (layout, route, gap)) in shapes.into_iter().enumerate() {
+        let case = Case { size: [m, k, n], layout, route, gap, bias: true, mode: Mode::Recompute, ..PLAIN };
+        let (problem, options) = (case.problem(DType::Bf16), Options { route, mode: Mode::Recompute });
+        let held = workspace_bytes(&gpu, &problem, &options).expect("a size");
+        let in_place = workspace_bytes(&gpu, &problem, &Options { route, ..Options::default() }).expect("a size");
+        assert!(held - in_place < m * 2 * n * 2, "{held} bytes of {case:?}, {in_place} without recomputation");
+        check::<bf16, bf16>(&gpu, &case, i == 1);
+        check::<f16, f32>(&gpu, &case, i != 1);
+    }
+    let case = Case { size: [m / 2, k, n], bias: true, mode: Mode::Recompute, ..PLAIN };
+    check::<f32, f32>(&gpu, &case, true);
 }
