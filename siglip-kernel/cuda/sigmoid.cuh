@@ -30,8 +30,9 @@ struct PairSums {
 struct PairConstants {
   float scale_log2, bias_log2, gain, gain_log2, inverse_gain;
   PairConstants() = default;
-  DEV PairConstants(float log_temp, float bias, float gain_log2_) {
-    scale_log2 = expf(log_temp) * LOG2E;
+  // unit_log2: log2 of what 1 in the accumulators is worth as a dot product.
+  DEV PairConstants(float log_temp, float bias, float gain_log2_, int unit_log2 = 0) {
+    scale_log2 = ldexpf(expf(log_temp) * LOG2E, unit_log2);
     bias_log2 = bias * LOG2E;
     gain_log2 = gain_log2_;
     gain = exp2f(gain_log2_);
@@ -44,6 +45,7 @@ struct FragmentPlace {
   i64 diagonal;    // a pair is positive when column - row == diagonal, both within the fragment
   int rows, cols;  // pairs at or beyond these do not exist
   u32 lane;
+  const float* positives = nullptr;  // dot products of the positive pairs from the fragment's first row on, or null: those given
 };
 
 // u that is certainly faint: 64 squares of it stay below the bound on their sum.
@@ -120,6 +122,14 @@ template <class E, bool GRADIENT, bool SPECIAL, u32 N>
 DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
   float product[4] = {0.f, 0.f, 0.f, 0.f}, large[2] = {0.f, 0.f}, q_sum[2] = {0.f, 0.f}, q_x_sum[2] = {0.f, 0.f};
   const int row = place.lane / 4, column = place.lane % 4 * 2;
+  float exact[2] = {0.f, 0.f};
+  if (SPECIAL && place.positives)
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const int i = row + (int)half * 8;
+      const i64 k = i + place.diagonal;
+      if (i < place.rows && k >= 0 && k < place.cols) exact[half] = place.positives[i];
+    }
 #pragma unroll
   for (u32 j = 0; j < N / 4; ++j) {
     float q[4];
@@ -127,7 +137,8 @@ DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairCo
     for (u32 e = 0; e < 4; ++e) {
       const int i = row + e / 2 * 8, k = column + j * 8 + e % 2;
       const bool exists = !SPECIAL || (i < place.rows && k < place.cols), positive = SPECIAL && (i64)(k - i) == place.diagonal;
-      const float z = fmaf(x[4 * j + e], c.scale_log2, c.bias_log2), a = positive ? -z : z;
+      const float dot = SPECIAL && place.positives && positive ? exact[e / 2] : x[4 * j + e];
+      const float z = fmaf(dot, c.scale_log2, c.bias_log2), a = positive ? -z : z;
       const float u = exp2_approx(-fabsf(a)), one_u = 1.f + u;
       if (exists) {
         large[e & 1] += fmaxf(a, 0.f);
@@ -137,7 +148,7 @@ DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairCo
         const float sigmoid = (a >= 0.f ? c.gain : u * c.gain) * reciprocal(one_u);
         q[e] = exists ? (positive ? -sigmoid : sigmoid) : 0.f;
         q_sum[e & 1] += q[e];
-        if (exists) q_x_sum[e & 1] = fmaf(q[e], x[4 * j + e], q_x_sum[e & 1]);
+        if (exists) q_x_sum[e & 1] = fmaf(q[e], dot, q_x_sum[e & 1]);
       }
     }
     if constexpr (GRADIENT) {
@@ -166,14 +177,15 @@ DEV void pairs(const float* x, u32* packed, PairSums& sums, const PairConstants&
   }
 #pragma unroll
   for (u32 half = 0; half < 2; ++half) {
-    const FragmentPlace part = {place.diagonal - (int)half * COLS / 2, place.rows, place.cols - (int)half * COLS / 2, place.lane};
+    const FragmentPlace part = {place.diagonal - (int)half * COLS / 2, place.rows, place.cols - (int)half * COLS / 2, place.lane, place.positives};
     pairs_general<E, GRADIENT, true, N / 2>(x + half * N / 2, packed + half * N / 4, sums, c, part);
   }
 }
 
 // A warp's totals {loss, q, q x}, in f64, into its own slot: launches of one stream add up in order, so the totals are the same bits on every run.
-DEV void store_sums(double* slot, const PairSums& sums, bool first, float inverse_gain, u32 lane) {
-  const double totals[3] = {warp_sum((double)sums.loss), warp_sum((double)sums.q) * inverse_gain, warp_sum((double)sums.q_x) * inverse_gain};
+DEV void store_sums(double* slot, const PairSums& sums, bool first, float inverse_gain, u32 lane, int unit_log2 = 0) {
+  const double q_x = ldexp(warp_sum((double)sums.q_x) * inverse_gain, unit_log2);
+  const double totals[3] = {warp_sum((double)sums.loss), warp_sum((double)sums.q) * inverse_gain, q_x};
   if (lane != 0) return;
 #pragma unroll
   for (u32 i = 0; i < 3; ++i) slot[i] = (first ? 0.0 : slot[i]) + totals[i];

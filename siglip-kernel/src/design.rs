@@ -87,14 +87,27 @@ pub(crate) enum Gradient {
 }
 
 /// The one place where dtype, device and wish become an engine.
-fn resolve(arch: Arch, dtype: DType, route: Route) -> Engine {
+fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Engine> {
     match (route, dtype) {
         // Planes would be a second copy of the inputs: the f32 units need none.
-        (Route::Portable | Route::LowMemory, DType::F32) => Engine::F32,
-        (Route::Auto | Route::Chunked, DType::F32) if arch.has_wgmma() => Engine::Split,
-        (Route::Auto | Route::Chunked, DType::F32) => Engine::F32,
-        (Route::Auto | Route::Chunked | Route::LowMemory, DType::F16 | DType::Bf16) if arch.has_wgmma() => Engine::Sm90,
-        (_, DType::F16 | DType::Bf16) => Engine::Portable,
+        (Route::Portable | Route::LowMemory, DType::F32) => Ok(Engine::F32),
+        (Route::Auto | Route::Chunked, DType::F32) if arch.has_wgmma() => Ok(Engine::Split),
+        (Route::Auto | Route::Chunked, DType::F32) => Ok(Engine::F32),
+        (Route::Fp8, DType::F32) => {
+            Err(kernel_core::Error::DType { what: "route fp8", found: dtype, expected: "f16 or bf16".to_owned() }
+                .into())
+        }
+        (Route::Fp8, _) if !arch.has_wgmma() => Err(kernel_core::Error::UnsupportedDevice {
+            needs: "sm_90 (H100, H200) for route fp8".to_owned(),
+            found: arch.to_string(),
+        }
+        .into()),
+        (Route::Auto | Route::Chunked | Route::LowMemory | Route::Fp8, DType::F16 | DType::Bf16)
+            if arch.has_wgmma() =>
+        {
+            Ok(Engine::Sm90)
+        }
+        (_, DType::F16 | DType::Bf16) => Ok(Engine::Portable),
     }
 }
 
@@ -127,7 +140,7 @@ impl Design {
             }
             .into());
         }
-        let engine = resolve(info.arch(), problem.dtype, options.route);
+        let engine = resolve(info.arch(), problem.dtype, options.route)?;
         let low_memory = options.route == Route::LowMemory;
         let limits = engine.limits(low_memory);
         let pass = |problem: Problem| Pass {
@@ -135,7 +148,7 @@ impl Design {
             blocks: Blocks::choose(&problem, options.chunk, &limits, info.sm_count as usize),
         };
         let route = match engine {
-            _ if low_memory => Route::LowMemory,
+            _ if matches!(options.route, Route::LowMemory | Route::Fp8) => options.route,
             Engine::Sm90 | Engine::Split => Route::Chunked,
             Engine::Portable | Engine::F32 => Route::Portable,
         };
@@ -174,9 +187,12 @@ mod tests {
             (hopper, DType::F32, Route::Portable, Engine::F32),
             (hopper, DType::F32, Route::LowMemory, Engine::F32),
             (ada, DType::F32, Route::Auto, Engine::F32),
+            (hopper, DType::F16, Route::Fp8, Engine::Sm90),
         ];
         for (arch, dtype, route, engine) in cases {
-            assert_eq!(resolve(arch, dtype, route), engine, "{arch:?} {dtype} {route}");
+            assert_eq!(resolve(arch, dtype, route).unwrap(), engine, "{arch:?} {dtype} {route}");
         }
+        let message = |arch, dtype| resolve(arch, dtype, Route::Fp8).unwrap_err().to_string();
+        assert!(message(ada, DType::Bf16).contains("sm_89") && message(hopper, DType::F32).contains("f32"));
     }
 }

@@ -4,12 +4,12 @@ use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{Element, Gpu, Region, Scalar, ScalarArg, VectorViewMut, Workspace};
 
 use crate::design::{Design, Engine as Kind, Gradient, Pass};
-use crate::engines::{At, Call, Engine, F32Engine, Planes, PortableEngine, Sm90Engine, SplitEngine};
+use crate::engines::{At, Call, Engine, F32Engine, Fp8At, Planes, PortableEngine, Sm90Engine, SplitEngine};
 use crate::error::Result;
 use crate::io::{Inputs, Outputs};
 use crate::kernels::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
 use crate::problem::{Options, Problem, Route};
-use crate::workspace::{Regions, gain_log2, padded_dim, pads};
+use crate::workspace::{Regions, fp8_stride, gain_log2, padded_dim, pads};
 
 /// Everything decided ahead for one problem on one device: kernels, block size, workspace.
 ///
@@ -60,7 +60,7 @@ impl Plan {
         let (layout, regions) = Regions::layout(&design, gpu.info());
         let engine = |pass: &Pass| -> Result<Box<dyn Engine>> {
             Ok(match design.engine {
-                Kind::Sm90 => Box::new(Sm90Engine::new(gpu, &pass.problem, pass.blocks)?),
+                Kind::Sm90 => Box::new(Sm90Engine::new(gpu, &pass.problem, pass.blocks, design.route == Route::Fp8)?),
                 Kind::Portable => Box::new(PortableEngine::new(gpu, &pass.problem)?),
                 Kind::F32 => Box::new(F32Engine::new(gpu, problem.dim)?),
                 Kind::Split => Box::new(SplitEngine::new(gpu, &pass.problem, pass.blocks)?),
@@ -289,6 +289,13 @@ impl Plan {
                     g_inverse: self.workspace.ptr(self.regions.g_inverse),
                 },
                 Kind::Sm90 | Kind::Portable | Kind::F32 => Planes::default(),
+            },
+            fp8: Fp8At {
+                img: at(self.regions.fp8.img, fp8_stride(problem)),
+                txt: at(self.regions.fp8.txt, fp8_stride(problem)),
+                peaks: self.workspace.ptr(self.regions.fp8.peaks),
+                exponents: self.workspace.ptr(self.regions.fp8.exponents),
+                positives: self.workspace.ptr(self.regions.fp8.positives),
             },
             cublas: self.workspace.ptr(self.regions.cublas),
         };

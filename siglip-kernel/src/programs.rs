@@ -29,6 +29,7 @@ program!(SPLIT_INPUTS, "split_inputs");
 program!(LOGITS_SPLIT, "logits_split");
 program!(GRADIENT_SPLIT, "gradient_split");
 program!(FINALIZE, "finalize");
+program!(QUANTIZE_FP8, "quantize_fp8");
 
 /// Blocks of a cluster share the text tile in the loss-only kernel, where that is 10% faster at narrow bands; with gradients it makes no difference
 /// (H200).
@@ -39,12 +40,14 @@ pub(crate) fn logits_cluster(gradient: bool) -> u32 {
 /// The gradient products run alone: within 1% of clusters of two (H200).
 pub(crate) const GRADIENT_CLUSTER: u32 = 1;
 
-pub(crate) fn logits_sm90(dtype: DType, gradient: bool) -> Variant {
+/// `fp8`: of inputs quantised to e4m3; G is of `dtype` either way.
+pub(crate) fn logits_sm90(dtype: DType, gradient: bool, fp8: bool) -> Variant {
     Variant {
         program: &LOGITS_SM90,
         entry: "siglip_logits_sm90",
         defines: vec![
             ("ELEMENT", element(dtype)),
+            ("OPERAND", if fp8 { "E4M3".to_owned() } else { element(dtype) }),
             ("WITH_GRADIENT", flag(gradient)),
             ("CLUSTER_SIZE", logits_cluster(gradient).to_string()),
         ],
@@ -132,18 +135,34 @@ pub(crate) fn finalize(dtype: DType, entry: &'static str) -> Variant {
     }
 }
 
+/// `entry`: `siglip_fp8_peaks`, `siglip_fp8_quantize` or `siglip_fp8_positives`.
+pub(crate) fn quantize_fp8(dtype: DType, entry: &'static str) -> Variant {
+    Variant {
+        program: &QUANTIZE_FP8,
+        entry,
+        defines: vec![("ELEMENT", element(dtype))],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
 /// Every kernel that this crate can launch.
 pub fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
     for dtype in [DType::F16, DType::Bf16] {
         for on in [false, true] {
-            all.push(logits_sm90(dtype, on));
+            for fp8 in [false, true] {
+                all.push(logits_sm90(dtype, on, fp8));
+            }
             for direct in [false, true] {
                 all.push(gradient_sm90(dtype, on, direct));
             }
         }
         for gradient in [false, true] {
             all.push(logits_portable(dtype, gradient));
+        }
+        for entry in ["siglip_fp8_peaks", "siglip_fp8_quantize", "siglip_fp8_positives"] {
+            all.push(quantize_fp8(dtype, entry));
         }
     }
     for on in [false, true] {

@@ -4,8 +4,8 @@ use kernel_core::{DType, DeviceInfo, Layout, Region};
 
 use crate::design::{Design, Engine, Gradient};
 use crate::engines::{block_scales, side_elements};
-use crate::kernels::SUMS_PER_WARP;
-use crate::problem::Problem;
+use crate::kernels::{QuantizeFp8, SUMS_PER_WARP};
+use crate::problem::{Problem, Route};
 
 /// What cuBLASLt may use for one product.
 pub(crate) const CUBLAS_BYTES: usize = 8 << 20;
@@ -13,6 +13,11 @@ pub(crate) const CUBLAS_BYTES: usize = 8 << 20;
 /// Features of a row as the tensor cores' loads address it: 16 bytes at a time.
 pub(crate) fn padded_dim(problem: &Problem) -> usize {
     problem.dim.next_multiple_of(8)
+}
+
+/// Bytes between rows of e4m3 copies, as TMA addresses them.
+pub(crate) fn fp8_stride(problem: &Problem) -> usize {
+    problem.dim.next_multiple_of(16)
 }
 
 /// Whether 16-bit inputs are copied to padded rows first.
@@ -26,6 +31,18 @@ pub(crate) fn gain_log2(dtype: DType) -> f32 {
         DType::F16 => 14.0,
         DType::F32 | DType::Bf16 => 0.0,
     }
+}
+
+/// What route fp8 computes its logits from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fp8Regions {
+    /// e4m3 copies of the inputs, rows [`fp8_stride`] bytes apart.
+    pub(crate) img: Region,
+    pub(crate) txt: Region,
+    pub(crate) peaks: Region,
+    pub(crate) exponents: Region,
+    /// The exact dot product of each image row's positive pair.
+    pub(crate) positives: Region,
 }
 
 /// The regions of a plan's workspace.
@@ -48,6 +65,7 @@ pub(crate) struct Regions {
     pub(crate) img_inverse: Region,
     pub(crate) txt_inverse: Region,
     pub(crate) g_inverse: Region,
+    pub(crate) fp8: Fp8Regions,
     pub(crate) cublas: Region,
 }
 
@@ -68,6 +86,8 @@ impl Regions {
             false => when(pads(problem), rows.saturating_mul(dim * problem.dtype.size_bytes())),
         };
         let scales = |elements: usize| if split { elements } else { 0 };
+        let fp8 = design.route == Route::Fp8;
+        let quantised = |rows: usize| when(fp8, rows.saturating_mul(fp8_stride(problem)));
         let sums = design.engine.slots(info) * SUMS_PER_WARP;
         let regions = Self {
             g: layout.take(most(&|pass| pass.blocks.area().saturating_mul(problem.dtype.size_bytes()))),
@@ -81,6 +101,13 @@ impl Regions {
             img_inverse: layout.take_elements::<f32>(scales(side_elements(problem.rows, problem.dim).1)),
             txt_inverse: layout.take_elements::<f32>(scales(side_elements(problem.cols, problem.dim).1)),
             g_inverse: layout.take_elements::<f32>(scales(block_scales(design.images.blocks))),
+            fp8: Fp8Regions {
+                img: layout.take(quantised(problem.rows)),
+                txt: layout.take(quantised(problem.cols)),
+                peaks: layout.take(when(fp8, QuantizeFp8::peaks(info) * size_of::<f32>())),
+                exponents: layout.take(when(fp8, 2 * size_of::<i32>())),
+                positives: layout.take(when(fp8, problem.rows * size_of::<f32>())),
+            },
             cublas: layout.take(when(matches!(design.engine, Engine::Portable | Engine::F32), CUBLAS_BYTES)),
         };
         (layout, regions)

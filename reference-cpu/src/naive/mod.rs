@@ -1,12 +1,14 @@
 //! The three operations written down plainly in f64, forward and analytic backward, on dense row-major slices: one loop an index, no
 //! blocking, no reordering. What the parallel versions, the GPU kernels and the finite differences are checked against.
 
+mod e4m3;
 mod maxsim;
 mod siglip;
 mod swiglu;
 
+pub use e4m3::{e4m3, e4m3_matrix};
 pub use maxsim::{MaxsimSide, maxsim, maxsim_backward};
-pub use siglip::{SiglipResult, SiglipScalars, siglip, siglip_loss};
+pub use siglip::{SiglipResult, SiglipScalars, siglip, siglip_fp8, siglip_loss};
 pub use swiglu::{MlpResult, SwigluLayer, SwigluResult, mlp, mlp_backward, swiglu, swiglu_backward};
 
 use crate::error::{Error, Result};

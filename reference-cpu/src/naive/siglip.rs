@@ -1,6 +1,6 @@
 //! The SigLIP loss, plainly.
 
-use super::{add_scaled, dot, exactly, sigmoid};
+use super::{add_scaled, dot, e4m3_matrix, exactly, sigmoid};
 use crate::error::Result;
 use crate::host::positive;
 use crate::siglip::{Positives, SiglipParams};
@@ -47,10 +47,11 @@ pub struct SiglipResult {
     pub d_bias: f64,
 }
 
-/// Calls `pair(i, j, y, z - bias, z)` for every pair.
+/// Calls `pair(i, j, y, z - bias, z)` for every pair. `negatives`: the rows that the dot products of pairs that are not positive are of.
 fn pairs(
     img: &[f64],
     txt: &[f64],
+    negatives: (&[f64], &[f64]),
     dim: usize,
     scalars: &SiglipScalars,
     mut pair: impl FnMut(usize, usize, f64, f64, f64),
@@ -63,8 +64,9 @@ fn pairs(
     for i in 0..n {
         let positive = scalars.positives.column(i, m);
         for j in 0..m {
-            let scaled = scalars.log_temp.exp() * dot(&img[i * dim..][..dim], &txt[j * dim..][..dim]);
-            pair(i, j, if positive == Some(j) { 1.0 } else { -1.0 }, scaled, scaled + scalars.bias);
+            let (y, (a, b)) = if positive == Some(j) { (1.0, (img, txt)) } else { (-1.0, negatives) };
+            let scaled = scalars.log_temp.exp() * dot(&a[i * dim..][..dim], &b[j * dim..][..dim]);
+            pair(i, j, y, scaled, scaled + scalars.bias);
         }
     }
     Ok((n, m))
@@ -82,7 +84,7 @@ fn minus_log_sigmoid(x: f64) -> f64 {
 /// [`Shape`](crate::Error::Shape) when a slice is not whole rows, [`ZeroSize`](crate::Error::ZeroSize) for a zero `dim` or batch.
 pub fn siglip_loss(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars) -> Result<f64> {
     let mut loss = 0.0;
-    pairs(img, txt, dim, scalars, |_, _, y, _, z| loss += minus_log_sigmoid(y * z))?;
+    pairs(img, txt, (img, txt), dim, scalars, |_, _, y, _, z| loss += minus_log_sigmoid(y * z))?;
     Ok(loss / scalars.batch as f64)
 }
 
@@ -91,11 +93,31 @@ pub fn siglip_loss(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars
 /// # Errors
 /// As [`siglip_loss`].
 pub fn siglip(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars) -> Result<SiglipResult> {
+    with_negatives(img, txt, (img, txt), dim, scalars)
+}
+
+/// The same with the logits of negative pairs from both matrices as [`e4m3_matrix`] rounds them. Gradients multiply the rows as they are. `kept`: what
+/// is left of each of those dot products, 1 for exact sums; tensor cores drop low bits of FP8 sums as they add.
+///
+/// # Errors
+/// As [`siglip_loss`].
+pub fn siglip_fp8(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars, kept: f64) -> Result<SiglipResult> {
+    let images: Vec<f64> = e4m3_matrix(img).into_iter().map(|x| x * kept).collect();
+    with_negatives(img, txt, (&images, &e4m3_matrix(txt)), dim, scalars)
+}
+
+fn with_negatives(
+    img: &[f64],
+    txt: &[f64],
+    negatives: (&[f64], &[f64]),
+    dim: usize,
+    scalars: &SiglipScalars,
+) -> Result<SiglipResult> {
     let (mut d_img, mut d_txt) = (vec![0.0; img.len()], vec![0.0; txt.len()]);
     let (mut loss, mut d_log_temp, mut d_bias) = (0.0, 0.0, 0.0);
     let temperature = scalars.log_temp.exp();
     let batch = scalars.batch as f64;
-    pairs(img, txt, dim, scalars, |i, j, y, scaled, z| {
+    pairs(img, txt, negatives, dim, scalars, |i, j, y, scaled, z| {
         loss += minus_log_sigmoid(y * z);
         // d/dz of -log sigmoid(y z) is -y sigmoid(-y z).
         let dz = -y * sigmoid(-y * z) * scalars.upstream / batch;

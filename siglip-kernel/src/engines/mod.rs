@@ -32,6 +32,16 @@ impl At {
     }
 }
 
+/// What route fp8 computes its logits from; null on the others.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fp8At {
+    pub(crate) img: At,
+    pub(crate) txt: At,
+    pub(crate) peaks: u64,
+    pub(crate) exponents: u64,
+    pub(crate) positives: u64,
+}
+
 /// The addresses and scalars of one call. `g`, `d_img`, `d_txt` are null in a call without gradients (`g` holds dot products for f32).
 pub(crate) struct Call<'a> {
     pub(crate) stream: &'a CudaStream,
@@ -56,6 +66,7 @@ pub(crate) struct Call<'a> {
     pub(crate) positive: u64,
     /// Of f32 on Hopper, else null.
     pub(crate) planes: Planes,
+    pub(crate) fp8: Fp8At,
     pub(crate) cublas: u64,
 }
 

@@ -1,4 +1,4 @@
-//! f16 and bf16 on Hopper: all three products by the warpgroup mainloop.
+//! f16 and bf16 on Hopper: all three products by the warpgroup mainloop, the logits of quantised inputs when asked.
 
 use kernel_core::sm90::{GemmShape, MatrixAt, TILE};
 use kernel_core::{DType, Gpu, MapType, TensorMap};
@@ -7,16 +7,20 @@ use super::{At, Call, Engine};
 use crate::blocks::{Block, Blocks};
 use crate::design::{Engine as Kind, Gradient};
 use crate::error::Result;
-use crate::kernels::{GradientParams, GradientSm90, LogitsParams, LogitsSm90};
+use crate::kernels::{
+    GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8, QuantizeParams, QuantizeSide,
+};
 use crate::problem::Problem;
 use crate::programs::logits_cluster;
-use crate::workspace::gain_log2;
+use crate::workspace::{gain_log2, padded_dim};
 
 /// Tile rows that a band of the tile order spans.
 const LOGITS_BAND: u32 = 22;
 const GRADIENT_BAND: u32 = 4;
 
 pub(crate) struct Sm90Engine {
+    /// Of route fp8.
+    quantize: Option<QuantizeFp8>,
     loss: LogitsSm90,
     loss_and_gradient: LogitsSm90,
     d_img: GradientSm90,
@@ -46,12 +50,13 @@ struct Maps {
 }
 
 impl Sm90Engine {
-    pub(crate) fn new(gpu: &Gpu, problem: &Problem, blocks: Blocks) -> Result<Self> {
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, blocks: Blocks, fp8: bool) -> Result<Self> {
         let dtype = problem.dtype;
         let gradients = Kind::Sm90.gradients(problem, blocks);
         Ok(Self {
-            loss: LogitsSm90::new(gpu, dtype, false)?,
-            loss_and_gradient: LogitsSm90::new(gpu, dtype, true)?,
+            quantize: fp8.then(|| QuantizeFp8::new(gpu, dtype)).transpose()?,
+            loss: LogitsSm90::new(gpu, dtype, false, fp8)?,
+            loss_and_gradient: LogitsSm90::new(gpu, dtype, true, fp8)?,
             d_img: GradientSm90::new(gpu, dtype, false, gradients.0 == Gradient::Direct)?,
             d_txt: GradientSm90::new(gpu, dtype, true, gradients.1 == Gradient::Direct)?,
             gradients,
@@ -62,6 +67,7 @@ impl Sm90Engine {
     }
 
     fn maps(&mut self, call: &Call<'_>) -> Result<Maps> {
+        // The rest of what maps are made of stays where the plan has it.
         let addresses = [call.img, call.txt, call.g, call.d_img, call.d_txt];
         if let Some((of, maps)) = self.maps
             && of == addresses
@@ -95,10 +101,15 @@ impl Sm90Engine {
             Gradient::Direct => matrix(call.d_txt, dtype, cols, dim),
             Gradient::Accumulated | Gradient::InPlace => matrix(call.d_txt, MapType::F32, cols, dim),
         });
+        let quantised = |at: At, rows| matrix(at, MapType::U8, rows, padded_dim(&self.problem));
+        let (img_rows, txt_rows) = match self.quantize {
+            Some(_) => (quantised(call.fp8.img, rows), quantised(call.fp8.txt, cols)),
+            None => (img, txt),
+        };
         Ok(Maps {
-            img_rows: img.k_major(1)?,
-            txt_rows: txt.k_major(logits_cluster(true) as usize)?,
-            txt_rows_shared: txt.k_major(logits_cluster(false) as usize)?,
+            img_rows: img_rows.k_major(1)?,
+            txt_rows: txt_rows.k_major(logits_cluster(true) as usize)?,
+            txt_rows_shared: txt_rows.k_major(logits_cluster(false) as usize)?,
             img_columns: img.mn_major()?,
             txt_columns: txt.mn_major()?,
             g_store: g.warp_store()?,
@@ -111,6 +122,28 @@ impl Sm90Engine {
 }
 
 impl Engine for Sm90Engine {
+    unsafe fn begin(&mut self, call: &Call<'_>) -> Result<()> {
+        let Some(quantize) = &self.quantize else { return Ok(()) };
+        let side = |from: At, to: At, rows: usize| QuantizeSide {
+            from: from.address,
+            to: to.address,
+            from_stride: from.row_stride as u64,
+            to_stride: to.row_stride as u64,
+            rows: rows as u32,
+        };
+        let Problem { rows, cols, .. } = self.problem;
+        let params = QuantizeParams {
+            sides: [side(call.img, call.fp8.img, rows), side(call.txt, call.fp8.txt, cols)],
+            cols: padded_dim(&self.problem) as u32,
+            peaks: call.fp8.peaks,
+            exponents: call.fp8.exponents,
+            positives: call.fp8.positives,
+            offset: call.offset,
+        };
+        // SAFETY: inputs are padded to whole vectors, and the workspace was laid out for the copies.
+        unsafe { quantize.launch(call.stream, call.info, params) }
+    }
+
     unsafe fn logits(&mut self, call: &Call<'_>, block: &Block) -> Result<usize> {
         let params = LogitsParams {
             log_temp: call.log_temp,
@@ -119,6 +152,8 @@ impl Engine for Sm90Engine {
             first: u32::from(block.row == 0 && block.col == 0),
             diagonal: call.diagonal(block),
             sums: call.sums,
+            exponents: call.fp8.exponents,
+            positives: call.fp8.positives + (block.row * size_of::<f32>()) as u64,
         };
         let band = LOGITS_BAND.min(block.rows.div_ceil(TILE) as u32);
         let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, band)

@@ -20,6 +20,9 @@ pub(crate) struct LogitsParams {
     /// Column minus row of a positive pair, relative to the block.
     pub(crate) diagonal: i64,
     pub(crate) sums: u64,
+    /// Null unless the operands are e4m3.
+    pub(crate) exponents: u64,
+    pub(crate) positives: u64,
 }
 
 // SAFETY: plain data, laid out as the kernel's struct.
@@ -31,8 +34,9 @@ pub(crate) struct LogitsSm90 {
 }
 
 impl LogitsSm90 {
-    pub(crate) fn new(gpu: &Gpu, dtype: DType, gradient: bool) -> Result<Self> {
-        let kernel = load(gpu, &programs::logits_sm90(dtype, gradient))?;
+    /// `fp8`: the operands are e4m3.
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, gradient: bool, fp8: bool) -> Result<Self> {
+        let kernel = load(gpu, &programs::logits_sm90(dtype, gradient, fp8))?;
         Ok(Self { kernel, cluster: programs::logits_cluster(gradient) })
     }
 

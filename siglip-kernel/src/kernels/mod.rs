@@ -7,6 +7,7 @@ pub(crate) mod logits_portable;
 pub(crate) mod logits_sm90;
 pub(crate) mod logits_split;
 pub(crate) mod pairs_f32;
+pub(crate) mod quantize_fp8;
 pub(crate) mod split_inputs;
 
 pub(crate) use finalize::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
@@ -16,6 +17,7 @@ pub(crate) use logits_portable::{LogitsPortable, LogitsPortableParams, Operand};
 pub(crate) use logits_sm90::{LogitsParams, LogitsSm90};
 pub(crate) use logits_split::{LogitsSplit, LogitsSplitParams};
 pub(crate) use pairs_f32::{PairsF32, PairsF32Params};
+pub(crate) use quantize_fp8::{QuantizeFp8, QuantizeParams, QuantizeSide};
 pub(crate) use split_inputs::{SCALE_ROWS, SplitInputs, SplitInputsParams, SplitSide};
 
 use kernel_core::{Gpu, Kernel, Variant};

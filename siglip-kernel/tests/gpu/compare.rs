@@ -3,7 +3,7 @@
 use reference_cpu::naive::{self, SiglipScalars};
 use reference_cpu::siglip;
 use siglip_kernel::cpu::Element;
-use siglip_kernel::{Options, Positives};
+use siglip_kernel::{Options, Positives, Route};
 
 use crate::case::{Case, Host, Step, run, subnormal_half_step};
 use crate::support::{gpu, routes, wide};
@@ -38,8 +38,15 @@ pub(crate) struct Truth {
     qz_sum: f64,
     /// upstream / batch · Σ |q| exp(log_temp) |img| |txt|: a dot product's own error is proportional to the lengths, not to its value.
     q_length_sum: f64,
+    /// Logits as route fp8 has them, on purpose.
+    fp8: bool,
     /// The largest |z|. An f32 logit is rounded by up to |z| 2⁻²⁴ twice, which is a relative error of that size in e^z.
     largest_logit: f64,
+}
+
+/// FP8 products are added 32 at a time to a running sum that keeps 14 bits: each instruction may lose 2^-10 of the sum.
+pub(crate) fn fp8_accumulation(dim: usize) -> f64 {
+    dim.div_ceil(32) as f64 * 2f64.powi(-10)
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -47,7 +54,8 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 impl Truth {
-    pub(crate) fn new<T: Element>(case: &Case, host: &Host<T>) -> Self {
+    /// `fp8`: with the logits of route fp8, so that its quantisation is no error and everything else still is.
+    pub(crate) fn new<T: Element>(case: &Case, host: &Host<T>, fp8: bool) -> Self {
         let img: Vec<f64> = host.img.iter().map(|x| wide(*x)).collect();
         let txt: Vec<f64> = host.txt.iter().map(|x| wide(*x)).collect();
         let positives = match case.positives {
@@ -62,7 +70,10 @@ impl Truth {
             batch: case.batch(),
             upstream: f64::from(case.upstream),
         };
-        let answer = naive::siglip(&img, &txt, case.dim, &scalars).unwrap();
+        let answer = match fp8 {
+            true => naive::siglip_fp8(&img, &txt, case.dim, &scalars, 1.0).unwrap(),
+            false => naive::siglip(&img, &txt, case.dim, &scalars).unwrap(),
+        };
         let per_pair = scalars.upstream.abs() / scalars.batch as f64;
         let (temperature, dim) = (scalars.log_temp.exp(), case.dim);
         let length = |row: &[f64]| dot(row, row).sqrt();
@@ -90,6 +101,7 @@ impl Truth {
             q_sum,
             qz_sum,
             q_length_sum,
+            fp8,
             largest_logit,
         }
     }
@@ -109,14 +121,15 @@ impl Truth {
         // Tensor cores add 16 products at a time to the running sum and truncate.
         let additions = if float { 0.0 } else { case.dim as f64 / 32.0 };
         // Beyond 100 a pair is certain: its sigmoid does not move.
-        let logits = self.largest_logit.min(100.0) * f64::from(f32::EPSILON) * (1.0 + additions);
+        let per_logit = if self.fp8 { fp8_accumulation(case.dim) } else { f64::from(f32::EPSILON) * (1.0 + additions) };
+        let logits = self.largest_logit.min(100.0) * per_logit;
         within("forward's loss", step.forward.into(), self.loss, (LOSS + logits) * self.loss);
         within("the step's loss", step.loss.into(), self.loss, (LOSS + logits) * self.loss);
         let tolerance = gradient_tolerance::<T>(case) + logits;
         // q leaves the f32 pass to f32's order, the fused epilogues to 7.7e-6 (sigmoid.cuh); both sums take it before it is rounded to G.
         let q_error = logits + if float { 2e-6 } else { 1e-5 };
         within("d_bias", step.d_bias.into(), self.d_bias, q_error * self.q_sum);
-        let bound = q_error * self.qz_sum + 2e-6 * self.q_length_sum;
+        let bound = q_error * self.qz_sum + if self.fp8 { per_logit } else { 2e-6 } * self.q_length_sum;
         within("d_log_temp", step.d_log_temp.into(), self.d_log_temp, bound);
         for (what, found, expected) in [("d_img", &step.d_img, &self.d_img), ("d_txt", &step.d_txt, &self.d_txt)] {
             let error = found.iter().zip(expected).map(|(a, b)| (wide(*a) - b).abs());
@@ -151,13 +164,15 @@ pub(crate) fn check<T: Element>(cases: impl IntoIterator<Item = (Case, Host<T>)>
     let mut failures = Vec::new();
     let mut count = 0;
     for (case, host) in cases {
-        let truth = Truth::new(&case, &host);
-        for route in routes::<T>() {
+        let exact = Truth::new(&case, &host, false);
+        let fp8 = Truth::new(&case, &host, true);
+        for route in routes::<T>(&gpu) {
             count += 1;
             let case = Case { options: Options { route: *route, ..case.options }, ..case };
             match run(&gpu, &case, &host) {
                 Err(error) => failures.push(format!("{case:?}: {error}")),
                 Ok(step) => {
+                    let truth = if *route == Route::Fp8 { &fp8 } else { &exact };
                     let faults = truth.faults(&case, &step);
                     failures.extend((!faults.is_empty()).then(|| format!("{case:?}: {}", faults.join("; "))));
                 }

@@ -7,7 +7,7 @@ use siglip_kernel::kernel_core::Error;
 use siglip_kernel::kernel_core::cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DeviceRepr};
 use siglip_kernel::kernel_core::half::{bf16, f16};
 use siglip_kernel::{
-    DType, Gpu, Inputs, MatrixView, MatrixViewMut, Options, Outputs, Plan, Problem, Scalar, VectorViewMut,
+    DType, Gpu, Inputs, MatrixView, MatrixViewMut, Options, Outputs, Plan, Problem, Route, Scalar, VectorViewMut,
     workspace_bytes,
 };
 
@@ -130,6 +130,20 @@ fn wrong_dtype() {
     assert_kind!(kind(halves.forward(&mut plan)), Error::DType { found: DType::F16, .. });
     let mut floats = Device::new(&f.gpu, case, &Host::<f32>::unit(&case, 3));
     assert_kind!(kind(floats.step(&mut plan)), Error::DType { found: DType::F32, .. });
+}
+
+#[test]
+fn fp8_has_no_f32_and_needs_hopper() {
+    let Some(gpu) = gpu() else { return };
+    let options = Options { route: Route::Fp8, ..Options::default() };
+    let error = kind(Plan::new(&gpu, Problem::square(8, 8, DType::F32), options));
+    assert_kind!(&error, Error::DType { what: "route fp8", found: DType::F32, .. });
+    let plan = Plan::new(&gpu, Problem::square(8, 8, DType::Bf16), options);
+    if gpu.info().arch().has_wgmma() {
+        assert_eq!(plan.unwrap().route(), Route::Fp8);
+    } else {
+        assert_kind!(&kind(plan), Error::UnsupportedDevice { .. });
+    }
 }
 
 #[test]

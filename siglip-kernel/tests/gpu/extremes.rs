@@ -89,6 +89,21 @@ fn f32_zeros() {
     check::<f32>(sides.map(|(img, txt)| (case, Host { img, txt })));
 }
 
+/// Inputs whose magnitudes are at the ends of what route fp8 brings into e4m3's range, one side large and the other small.
+fn scales<T: Element>() {
+    let exponents: &[(i32, i32)] =
+        if T::NAME == "f16" { &[(11, -11), (-8, 11), (0, 8)] } else { &[(60, -60), (-70, 75), (-3, 40), (100, -100)] };
+    check::<T>(exponents.iter().map(|(img, txt)| {
+        let (img, txt) = (2f32.powi(*img), 2f32.powi(*txt));
+        // Logits as of unit rows; a loss scale brings both gradients into the dtype's range or lets them vanish, as they should.
+        let case = Case { log_temp: (10.0 / (img * txt)).ln(), ..Case::new(140, 200, 48) };
+        let mut host = Host::<T>::unit(&case, 31);
+        host.img.iter_mut().for_each(|x| *x = rounded(wide(*x) as f32 * img));
+        host.txt.iter_mut().for_each(|x| *x = rounded(wide(*x) as f32 * txt));
+        (case, host)
+    }));
+}
+
 fn zero_rows<T: Element>() {
     let case = Case { bias: -2.0, ..Case::new(200, 140, 32) };
     let mut host = Host::<T>::unit(&case, 19);
@@ -100,7 +115,7 @@ fn zero_rows<T: Element>() {
 /// A NaN or an infinity anywhere in the inputs reaches the loss, by both calls and every route.
 fn no_numbers_reach_the_loss<T: Element>() {
     let Some(gpu) = gpu() else { return };
-    for route in routes::<T>() {
+    for route in routes::<T>(&gpu) {
         let case = Case { options: Options { route: *route, ..Options::default() }, ..Case::new(300, 270, 40) };
         let clean = Host::<T>::unit(&case, 23);
         let mut plan = Plan::new(&gpu, case.problem::<T>(), case.options).unwrap();
@@ -126,7 +141,7 @@ fn no_numbers_reach_the_loss<T: Element>() {
 /// So does a scalar in device memory, which no check looks at.
 fn scalars_that_are_no_numbers_reach_the_loss<T: Element>() {
     let Some(gpu) = gpu() else { return };
-    for route in routes::<T>() {
+    for route in routes::<T>(&gpu) {
         let case = Case { options: Options { route: *route, ..Options::default() }, ..Case::new(140, 130, 40) };
         let host = Host::<T>::unit(&case, 29);
         let mut plan = Plan::new(&gpu, case.problem::<T>(), case.options).unwrap();
@@ -143,6 +158,7 @@ per_dtype!(
     biases,
     temperatures,
     rows_of_any_length,
+    scales,
     zero_rows,
     no_numbers_reach_the_loss,
     scalars_that_are_no_numbers_reach_the_loss,

@@ -24,7 +24,7 @@ fn fresh<T: Element>(gpu: &Gpu, plan: &mut Plan, case: Case, host: &Host<T>) -> 
 
 fn calls_and_plans<T: Element>() {
     let Some(gpu) = gpu() else { return };
-    for route in routes::<T>() {
+    for route in routes::<T>(&gpu) {
         let case = case(*route);
         let host = Host::<T>::unit(&case, 3);
         let mut first = plan::<T>(&gpu, &case);
@@ -47,7 +47,7 @@ fn calls_and_plans<T: Element>() {
 /// One plan on two sets of memory in turn: what it keeps of the last call's addresses must not reach the next.
 fn memory_in_turn<T: Element>() {
     let Some(gpu) = gpu() else { return };
-    for route in routes::<T>() {
+    for route in routes::<T>(&gpu) {
         let case = case(*route);
         let hosts = [Host::<T>::unit(&case, 5), Host::<T>::unit(&case, 7)];
         let expected = [0, 1].map(|i| fresh(&gpu, &mut plan::<T>(&gpu, &case), case, &hosts[i]).bits());
@@ -64,7 +64,7 @@ fn memory_in_turn<T: Element>() {
 
 fn threads<T: Element>() {
     let Some(gpu) = gpu() else { return };
-    for route in routes::<T>() {
+    for route in routes::<T>(&gpu) {
         let case = case(*route);
         std::thread::scope(|scope| {
             for seed in [11, 13] {
@@ -87,7 +87,7 @@ fn threads<T: Element>() {
 /// A captured step gives the bits of a step that is called, on whatever the memory holds at replay.
 fn graphs<T: Element>() {
     let Some(gpu) = gpu_without_events() else { return };
-    for route in routes::<T>() {
+    for route in routes::<T>(&gpu) {
         let case = case(*route);
         let hosts = [Host::<T>::unit(&case, 17), Host::<T>::unit(&case, 19)];
         let mut plan = plan::<T>(&gpu, &case);
@@ -132,7 +132,7 @@ fn graphs<T: Element>() {
 fn workspace_is_what_was_announced<T: Element>() {
     let Some(gpu) = gpu() else { return };
     for (rows, cols, dim) in [(1, 1, 8), (300, 517, 72), (5000, 20000, 65), (9000, 3, 7)] {
-        for route in routes::<T>() {
+        for route in routes::<T>(&gpu) {
             for chunk in [Chunk::Auto, Chunk::Rows(1), Chunk::Rows(777)] {
                 let case = Case { options: Options { route: *route, chunk }, ..Case::new(rows, cols, dim) };
                 let announced = workspace_bytes(&gpu, &case.problem::<T>(), &case.options).unwrap();

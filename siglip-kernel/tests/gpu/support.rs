@@ -48,10 +48,11 @@ pub(crate) fn gpu_without_events() -> Option<Gpu> {
     Some(Gpu::from_stream(context.new_stream().expect("a stream")).expect("its gpu"))
 }
 
-/// The routes that a dtype has. On a GPU before Hopper `Chunked` and `Portable` are the same kernels.
-pub(crate) fn routes<T: Element>() -> &'static [Route] {
+/// The routes that a dtype has on this GPU. Before Hopper `Chunked` and `Portable` are the same kernels.
+pub(crate) fn routes<T: Element>(gpu: &Gpu) -> &'static [Route] {
     match T::NAME {
         "f32" => &[Route::Chunked, Route::Portable, Route::LowMemory],
+        _ if gpu.info().arch().has_wgmma() => &[Route::Chunked, Route::Portable, Route::LowMemory, Route::Fp8],
         _ => &[Route::Chunked, Route::Portable, Route::LowMemory],
     }
 }

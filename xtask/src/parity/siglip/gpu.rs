@@ -1,4 +1,4 @@
-//! Every GPU route on random problems: against naive f64, against reference-cpu, and twice for the same bits.
+//! Every GPU route on random problems: against naive f64, against reference-cpu (but for fp8, whose logits that has not), and twice for the same bits.
 
 use super::case::{Case, cases, widen};
 use super::cpu::reference;
@@ -52,9 +52,13 @@ pub(crate) fn gpu_groups(
 
 fn check<T: Number>(gpu: &Gpu, route: Route, case: &Case) -> Result<Vec<Measured>, String> {
     let (img, txt) = case.inputs::<T>();
-    let truth = Truth::new(case, &widen(&img), &widen(&txt), Tolerances::of(<T as Element>::DTYPE))?;
-    let on_cpu = reference(case, &img, &txt).map_err(|error| error.to_string())?;
+    let (wide_img, wide_txt, tolerances) = (widen(&img), widen(&txt), Tolerances::of(<T as Element>::DTYPE));
     let on_gpu = run_twice(gpu, route, case, &img, &txt).map_err(|error| error.to_string())??;
+    if route == Route::Fp8 {
+        return Ok(Truth::fp8(case, &wide_img, &wide_txt, tolerances)?.measure(&on_gpu));
+    }
+    let truth = Truth::new(case, &wide_img, &wide_txt, tolerances)?;
+    let on_cpu = reference(case, &img, &txt).map_err(|error| error.to_string())?;
     let mut measured = truth.measure(&on_gpu);
     measured.extend(truth.measure_between(&on_gpu, &on_cpu));
     Ok(measured)

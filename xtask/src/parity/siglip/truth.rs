@@ -6,7 +6,7 @@ use crate::parity::runner::Measured;
 use crate::siglip::{Number, Step};
 use kernel_core::DType;
 use rayon::prelude::*;
-use reference_cpu::naive::{self, SiglipScalars};
+use reference_cpu::naive::{self, SiglipResult, SiglipScalars};
 
 pub(crate) const OPS: &[&str] = &["forward", "step", "step scalars"];
 
@@ -32,6 +32,9 @@ const PER_LOGIT: f64 = f32::EPSILON as f64;
 
 /// Tensor cores add the products of 16 features at a time to the running dot product and truncate, up to half of 2^-23 of it each time.
 const PER_LOGIT_AND_MMA: f64 = 0.5 * f32::EPSILON as f64;
+
+/// FP8 products are added 32 at a time to a running dot product of which 14 bits are kept: up to this much of it is dropped each time.
+const DROPPED: f64 = 1.0 / 1024.0;
 
 impl Tolerances {
     /// f32: the loss within 1e-5 and gradients within 2e-6, the bounds the project set itself. 16-bit: a gradient is rounded to its dtype
@@ -66,6 +69,8 @@ impl Tolerances {
 /// Loss and gradients in f64 of the inputs as rounded, and the sizes to measure deviations against.
 pub(crate) struct Truth {
     result: Found,
+    /// Of route fp8: the result when the tensor cores drop as much as they may.
+    low: Option<Found>,
     d_img: Floor,
     d_txt: Floor,
     /// Sum of the absolute values of the terms of d_log_temp and of d_bias.
@@ -100,18 +105,36 @@ impl Found {
     }
 }
 
-impl Truth {
-    pub(crate) fn new(case: &Case, img: &[f64], txt: &[f64], tolerances: Tolerances) -> Result<Self, String> {
-        let scalars = SiglipScalars::from(&case.params);
-        let naive = naive::siglip(img, txt, case.dim, &scalars).map_err(|error| error.to_string())?;
-        let result = Found {
+impl From<SiglipResult> for Found {
+    fn from(naive: SiglipResult) -> Self {
+        Found {
             forward: naive.loss,
             loss: naive.loss,
             d_img: naive.d_img,
             d_txt: naive.d_txt,
             d_log_temp: naive.d_log_temp,
             d_bias: naive.d_bias,
+        }
+    }
+}
+
+impl Truth {
+    pub(crate) fn new(case: &Case, img: &[f64], txt: &[f64], tolerances: Tolerances) -> Result<Self, String> {
+        let result = naive::siglip(img, txt, case.dim, &SiglipScalars::from(&case.params));
+        Self::of(case, img, txt, tolerances, result.map_err(|error| error.to_string())?.into())
+    }
+
+    /// The same for route fp8, whose quantisation is no deviation.
+    pub(crate) fn fp8(case: &Case, img: &[f64], txt: &[f64], tolerances: Tolerances) -> Result<Self, String> {
+        let result = |kept| {
+            let result = naive::siglip_fp8(img, txt, case.dim, &SiglipScalars::from(&case.params), kept);
+            result.map(Found::from).map_err(|error| error.to_string())
         };
+        let low = result(1.0 - case.dim.div_ceil(32) as f64 * DROPPED)?;
+        Ok(Self { low: Some(low), ..Self::of(case, img, txt, tolerances, result(1.0)?)? })
+    }
+
+    fn of(case: &Case, img: &[f64], txt: &[f64], tolerances: Tolerances, result: Found) -> Result<Self, String> {
         let sizes = TermSizes::new(case, img, txt);
         if sizes.largest_logit > f64::from(LARGEST_LOGIT) * 1.05 {
             return Err(format!("the case reaches |z| = {}, more than it was made for", sizes.largest_logit));
@@ -128,6 +151,7 @@ impl Truth {
         let (d_img, d_txt) = (floor(&sizes.img), floor(&sizes.txt));
         Ok(Self {
             result,
+            low: None,
             d_img,
             d_txt,
             scalars: sizes.scalars,
@@ -149,6 +173,16 @@ impl Truth {
     }
 
     fn compare(&self, found: &Found, truth: &Found, slack: f64) -> Vec<Measured> {
+        let mut measured = self.compare_exact(found, truth, slack);
+        let dropped = self.low.iter().flat_map(|low| self.compare_exact(low, truth, slack));
+        for (measured, dropped) in measured.iter_mut().zip(dropped) {
+            measured.tolerance.max_rel += 2.0 * dropped.deviation.max_rel;
+            measured.tolerance.l2_rel += 2.0 * dropped.deviation.l2_rel;
+        }
+        measured
+    }
+
+    fn compare_exact(&self, found: &Found, truth: &Found, slack: f64) -> Vec<Measured> {
         let additions = if self.tolerances.tensor_cores { (self.dim / 16) as f64 } else { 0.0 };
         let logits = self.largest_logit * (PER_LOGIT + additions * PER_LOGIT_AND_MMA);
         let widened = |tolerance: f64| (tolerance + logits) * slack;
