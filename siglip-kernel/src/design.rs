@@ -21,8 +21,8 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    /// The blocks of a route. `Sm90`: 5,632 × 16,384 pairs (185 MB) keep the step of B = 65,536 in 0.61 GB above its inputs; twice as large gains
-    /// under 1%, and blocks small enough for L2 lose 15% in the ends of their launches (H200). The others spend more time per block and take
+    /// The blocks of a route. `Sm90`: 185 MB, 11,264 × 8,192 pairs at D = 768, keep the step of B = 65,536 in 0.62 GB above its inputs; half as large
+    /// loses 6 to 14%, and blocks small enough for L2 lose 15% in the ends of their launches (H200). The others spend more time per block and take
     /// less. `low_memory`: a block of 26 MB and a row chunk whose gradient fills the SMs once.
     ///
     /// A true f32 product adds up all of a block's columns one after another; blocks are added to each other, which keeps the error of d_img
@@ -37,7 +37,7 @@ impl Engine {
             Engine::Portable => 4096 * 8192,
             Engine::F32 | Engine::Split => 8192 * 8192,
         };
-        Limits { elements, cols, row_tiles: 32..=72 }
+        Limits { elements, cols, row_tiles: 32..=if self == Engine::Sm90 { 88 } else { 72 } }
     }
 
     pub(crate) fn slots(self, info: &DeviceInfo) -> usize {

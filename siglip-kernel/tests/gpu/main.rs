@@ -5,6 +5,7 @@ mod case;
 mod compare;
 mod errors;
 mod extremes;
+mod huge;
 mod large;
 mod memory_errors;
 mod repeat;
