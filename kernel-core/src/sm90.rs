@@ -151,6 +151,14 @@ impl MatrixAt {
         self.map([STAGE_ROW_BYTES / self.dtype.size_bytes(), 16])
     }
 
+    /// The same with boxes of 8 rows.
+    ///
+    /// # Errors
+    /// As [`TensorMap::tiled`].
+    pub fn half_warp_store(&self) -> Result<TensorMap> {
+        self.map([STAGE_ROW_BYTES / self.dtype.size_bytes(), 8])
+    }
+
     fn map(&self, tile: [usize; 2]) -> Result<TensorMap> {
         TensorMap::tiled(&TiledMap {
             dtype: self.dtype,

@@ -24,13 +24,15 @@ struct GradientSplitEpilogue {
   const GradientSplitParams& params;
   u32 warp, lane;
   float scale;
+  u32 m0, n0;
 
   DEV void begin() { scale = params.factor.load(); }
-  DEV float factor(u32 m0, u32 stretch) const {
+  DEV void open(u32 m0_, u32 n0_) { m0 = m0_, n0 = n0_; }
+  DEV float factor(u32 stretch) const {
     if (m0 >= shape.m) return 0.f;
     return params.g_inverse[(u64)(m0 / 64) * params.g_inverse_m + (u64)stretch * params.g_inverse_k] * params.other_inverse[stretch];
   }
-  DEV void tile(float (&sum)[COLUMNS / 2], u32 m0, u32 n0, u32) {
+  DEV void close(float (&sum)[COLUMNS / 2], u32, u32) {
     constexpr u32 N = COLUMNS / 8;  // columns of a thread come in pairs
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
@@ -66,7 +68,7 @@ KERNEL __launch_bounds__(Loop::THREADS, 1)
 siglip_gradient_split(const __grid_constant__ TensorMap g, const __grid_constant__ TensorMap other, const __grid_constant__ GemmShape shape,
                       const __grid_constant__ SplitPlanes planes, const __grid_constant__ GradientSplitParams params) {
   extern __shared__ __align__(1024) u8 shared[];
-  GradientSplitEpilogue epilogue = {shape, params, threadIdx.x / WARP % 4, threadIdx.x % WARP, 0.f};
+  GradientSplitEpilogue epilogue = {shape, params, threadIdx.x / WARP % 4, threadIdx.x % WARP, 0.f, 0, 0};
   Loop(shared).run(g, other, shape, planes, epilogue);
 }
 #endif

@@ -19,69 +19,73 @@ struct LogitsSplitParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Staging: a box of 64 x 64 elements, and behind it the warps' maxima in two places that alternate.
-typedef SplitMainloop<Major::K, Major::K, 192, WITH_GRADIENT ? 9216 : 0> Loop;
+// Staging: three boxes of 8 x 64 elements a warp.
+typedef SplitMainloop<Major::K, Major::K, 192, WITH_GRADIENT ? 12288 : 0> Loop;
 
 struct LogitsSplitEpilogue {
+  static constexpr u32 PARTS = Loop::TILE_N / 64;
   const TensorMap* map_g;
   const GemmShape& shape;
-  const SplitPlanes& planes;
   const LogitsSplitParams& params;
-  u32 warp, lane, turns;
+  u32 warp, lane, m0, n0, turns, box;
   LogitConstants constants;
   LogitSums sums;
+  float row_inverse, inverse[PARTS];
 
   DEV void begin() { constants = LogitConstants(params.log_temp.load(), params.bias.load()); }
-  DEV float factor(u32, u32) const { return 1.f; }
-
-  DEV void tile(float (&sum)[Loop::TILE_N / 2], u32 m0, u32 n0, u32 staging) {
-    const int row = (int)(m0 + warp * 16);
-    const float row_inverse = params.img_inverse[m0 / 64];
+  DEV void open(u32 m0_, u32 n0_) {
+    constexpr float LARGE = 1152921504606846976.f;  // 2^60: what is more waits for the other side's, which may make up for it
+    m0 = m0_, n0 = n0_;
+    const float of_rows = params.img_inverse[m0 / 64];
+    row_inverse = fminf(of_rows, LARGE);
 #pragma unroll
-    for (u32 part = 0; part < Loop::TILE_N / 64; ++part) {
+    for (u32 part = 0; part < PARTS; ++part) {
+      const u32 column = n0 + part * 64;
+      inverse[part] = column < shape.n ? params.txt_inverse[column / 64] * (of_rows > LARGE ? of_rows * (1.f / LARGE) : 1.f) : 0.f;
+    }
+  }
+  DEV float factor(u32) const { return row_inverse; }
+
+  DEV void close(float (&sum)[Loop::TILE_N / 2], u32 staging, u32 scratch) {
+    const int row = (int)(m0 + warp * 16);
+#pragma unroll
+    for (u32 part = 0; part < PARTS; ++part) {
       const u32 column = n0 + part * 64;
       if (column >= shape.n) break;
       const LogitPlace place = {params.diagonal + row - (i64)column, (int)shape.m - row, (int)(shape.n - column), lane, params.positive + row};
-      const bool plain = place.rows >= 16 && place.cols >= 64 && (place.diagonal <= -16 || place.diagonal >= 64);
-      // The smaller first: nothing overflows or vanishes on the way that would not at its end.
-      const float column_inverse = params.txt_inverse[column / 64];
-      const float small = fminf(row_inverse, column_inverse), large = fmaxf(row_inverse, column_inverse);
       float x[32];
 #pragma unroll
-      for (u32 i = 0; i < 32; ++i) x[i] = sum[32 * part + i] * small * large;
-      if (plain) logit_pairs<WITH_GRADIENT, false>(x, sums, constants, place);
-      else logit_pairs<WITH_GRADIENT, true>(x, sums, constants, place);
+      for (u32 i = 0; i < 32; ++i) x[i] = sum[32 * part + i] * inverse[part];
+      const float bound = logit_pairs<WITH_GRADIENT>(x, sums, constants, place);
       if constexpr (WITH_GRADIENT) {
-        const PlaneScale scale(largest(x, staging + Loop::STAGING_BYTES - 1024));
+        const PlaneScale scale(largest(bound, scratch));
         if (threadIdx.x % WARPGROUP == 0) params.g_inverse[(u64)(m0 / 64) * params.g_inverse_stride + column / 64] = scale.inverse;
-        const WarpStaging stage(staging, warp);
+        u32 high[16], low[16];
 #pragma unroll
-        for (u32 plane = 0; plane < 2; ++plane) {
-          u32 packed[16];
+        for (u32 i = 0; i < 16; ++i) split(x[2 * i] * scale.scale, x[2 * i + 1] * scale.scale, high[i], low[i]);
 #pragma unroll
-          for (u32 i = 0; i < 16; ++i) {
-            if (plane == 0) x[2 * i] *= scale.scale, x[2 * i + 1] *= scale.scale;
-            packed[i] = pack_f16(x[2 * i], x[2 * i + 1]);
-            if (plane == 0) x[2 * i] -= f16_to_float((u16)packed[i]), x[2 * i + 1] -= f16_to_float((u16)(packed[i] >> 16));
-          }
-          stage.acquire<0>(lane);
-          stage.write_16bit(stage.buffer(0), packed, lane);
-          stage.publish();
-          if (lane == 0) {
-            tma::store_2d(map_g, stage.buffer(0), (int)column, row + (int)(plane * params.g_plane));
-            tma::commit();
-          }
-        }
+        for (u32 i = 0; i < 4; ++i) store(i < 2 ? high : low, i % 2, staging, column, (u32)row + i % 2 * 8 + i / 2 * params.g_plane);
       }
     }
   }
 
-  // Bits of the largest of the 64 x 64 q of this warpgroup; numbers only.
-  DEV u32 largest(const float (&q)[32], u32 maxima) {
-    float most = 0.f;
-#pragma unroll
-    for (u32 i = 0; i < 32; ++i) most = fmaxf(most, q[i]);
-    const u32 of_warp = __reduce_max_sync(~0u, __float_as_uint(most)), slots = maxima + (turns & 1) * 16;
+  // Eight rows of one plane, through the box whose last store lies longest back.
+  DEV void store(const u32* packed, u32 half, u32 staging, u32 column, u32 row) {
+    const WarpStaging stage(staging, 0);
+    const u32 to = staging + (warp * 3 + box) * 1024;
+    if (++box == 3) box = 0;
+    stage.acquire<2>(lane);
+    stage.write_16bit_half(to, packed, half, lane);
+    stage.publish();
+    if (lane == 0) {
+      tma::store_2d(map_g, to, (int)column, (int)row);
+      tma::commit();
+    }
+  }
+
+  // Bits of the largest bound of this warpgroup's threads; of numbers only. Two places in turn: who is late still reads the other.
+  DEV u32 largest(float bound, u32 scratch) {
+    const u32 of_warp = __reduce_max_sync(~0u, __float_as_uint(bound)), slots = scratch + turns % 2 * 16;
     ++turns;
     if (lane == 0) asm volatile("st.shared.u32 [%0], %1;" ::"r"(slots + warp * 4), "r"(of_warp) : "memory");
     named_barrier(2 + threadIdx.x / WARPGROUP, WARPGROUP);
@@ -105,7 +109,7 @@ siglip_logits_split(const __grid_constant__ TensorMap img, const __grid_constant
                     const __grid_constant__ GemmShape shape, const __grid_constant__ SplitPlanes planes,
                     const __grid_constant__ LogitsSplitParams params) {
   extern __shared__ __align__(1024) u8 shared[];
-  LogitsSplitEpilogue epilogue = {&g, shape, planes, params, threadIdx.x / WARP % 4, threadIdx.x % WARP, 0, {}, {}};
+  LogitsSplitEpilogue epilogue = {&g, shape, params, threadIdx.x / WARP % 4, threadIdx.x % WARP, 0, 0, 0, 0, {}, {}, 0.f, {}};
   Loop(shared).run(img, txt, shape, planes, epilogue);
 }
 #endif

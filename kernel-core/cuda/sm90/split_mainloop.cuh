@@ -9,10 +9,11 @@
 // Tiles of 128 x TILE_N, two consumer warpgroups of 64 rows each over a shared B; while one adds its stretch up, the other's products run.
 //
 //   struct Epilogue {
-//     DEV void begin();                                                       // once, when the results of earlier launches may be read
-//     DEV float factor(u32 m0, u32 stretch);                                  // of a consumer's 64 rows from m0 on
-//     DEV void tile(float (&sum)[TILE_N / 2], u32 m0, u32 n0, u32 staging);   // one consumer warpgroup, origin of its 64 x TILE_N in the output
-//     DEV void finish();                                                      // once, after the consumer's last tile
+//     DEV void begin();                                // once, when the results of earlier launches may be read
+//     DEV void open(u32 m0, u32 n0);                   // before the products of a consumer's tile, 64 x TILE_N from m0, n0 on in the output
+//     DEV float factor(u32 stretch);                   // of that tile
+//     DEV void close(float (&sum)[TILE_N / 2], u32 staging, u32 scratch);  // its sums; SCRATCH_BYTES are for the warps to exchange what they like
+//     DEV void finish();                               // once, after the consumer's last tile
 //   };
 //
 // Sums of a thread: sum[4 * j + e] is row 16 * warp + lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2.
@@ -33,16 +34,17 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
   // Tiles come in boxes of 64 x 64, whichever way an operand lies.
   static constexpr u32 BOX_BYTES = 64 * 128, A_BYTES = TILE_M / 64 * BOX_BYTES, B_BYTES = TILE_N / 64 * BOX_BYTES;
   // A stage holds one plane of A and the other plane of B over a stretch: first low and high, then high and low.
-  static constexpr u32 SHARED_LIMIT = 232448, FIXED_BYTES = 1024 + CONSUMERS * STAGING_BYTES;
+  static constexpr u32 SCRATCH_BYTES = 64, SHARED_LIMIT = 232448, FIXED_BYTES = 1024 + CONSUMERS * (STAGING_BYTES + SCRATCH_BYTES);
   static constexpr u32 STAGES = (SHARED_LIMIT - FIXED_BYTES) / (A_BYTES + B_BYTES + 16);
 
-  u32 a, b, staging, full, empty;
+  u32 a, b, staging, full, empty, scratch;
   DEV explicit SplitMainloop(void* dynamic_shared) {
     a = (shared_address(dynamic_shared) + 1023u) & ~1023u;  // 128-byte swizzle repeats every 1024 bytes
     b = a + STAGES * A_BYTES;
     staging = b + STAGES * B_BYTES;
     full = staging + CONSUMERS * STAGING_BYTES;
     empty = full + 8 * STAGES;
+    scratch = empty + 8 * STAGES;
   }
 
   // The ring position: stage and the parity its `full` barrier completes with.
@@ -138,7 +140,8 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
       float sum[TILE_N / 2];
 #pragma unroll
       for (u32 i = 0; i < TILE_N / 2; ++i) sum[i] = 0.f;
-      float factor = epilogue.factor(m0, 0);
+      epilogue.open(m0, n0);
+      float factor = epilogue.factor(0);
 #pragma unroll 1
       for (u32 s = 0; s < stretches; ++s) {
         const Cursor low_high = ring.next(), high_low = ring.next();
@@ -157,7 +160,7 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
         wgmma::commit();
         const bool last = s + 1 == stretches && t + gridDim.x >= order.count();
         if (consumer == 0 || !last) named_barrier_arrive(2 - consumer, CONSUMERS * WARPGROUP);
-        const float next_factor = s + 1 < stretches ? epilogue.factor(m0, s + 1) : 0.f;  // on its way meanwhile
+        const float next_factor = s + 1 < stretches ? epilogue.factor(s + 1) : 0.f;  // on its way meanwhile
         wgmma::wait<0>();
         wgmma::tie(acc);
         if (thread == 0) {
@@ -168,7 +171,7 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
         for (u32 i = 0; i < TILE_N / 2; ++i) sum[i] = fmaf(acc[i], factor, sum[i]);
         factor = next_factor;
       }
-      epilogue.tile(sum, m0, n0, staging + consumer * STAGING_BYTES);
+      epilogue.close(sum, staging + consumer * STAGING_BYTES, scratch + consumer * SCRATCH_BYTES);
     }
     epilogue.finish();
   }

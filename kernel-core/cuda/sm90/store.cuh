@@ -27,6 +27,14 @@ struct WarpStaging {
       store_matrix_x4(to + row * 128 + ((chunk ^ (row & 7)) << 4), packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]);
     }
   }
+  // Half of those rows, 0 or 1, as a tensor map with a {128 bytes, 8 rows} box expects them.
+  DEV void write_16bit_half(u32 to, const u32* packed, u32 half, u32 lane) const {
+    const u32 row = lane & 7;
+#pragma unroll
+    for (u32 j = 0; j < 8; j += 4)
+      store_matrix_x4(to + row * 128 + (((j + lane / 8) ^ row) << 4), packed[2 * j + half], packed[2 * j + 2 + half], packed[2 * j + 4 + half],
+                      packed[2 * j + 6 + half]);
+  }
   // 16 rows x 32 columns of f32.
   DEV void write_f32(u32 to, const float* acc, u32 lane) const {
 #pragma unroll

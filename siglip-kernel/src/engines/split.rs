@@ -98,7 +98,7 @@ impl SplitEngine {
             img: matrix(call.planes.img, plane([self.problem.rows, self.problem.dim])).mn_major()?,
             txt: matrix(call.planes.txt, plane([self.problem.cols, self.problem.dim])).mn_major()?,
             g: g.mn_major()?,
-            g_store: g.warp_store()?,
+            g_store: g.half_warp_store()?,
         };
         self.maps = Some(maps);
         Ok(maps)
