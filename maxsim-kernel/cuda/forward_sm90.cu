@@ -42,13 +42,15 @@ constexpr int UNSETTLED = -2;
 // ragged document follows its length.
 constexpr u32 FULL = TILE_TOKENS, QUARTER = (FULL / 4 + 7) / 8 * 8;
 constexpr u32 BLOCK_BYTES = 128;  // of a row in shared memory: 64 elements of d
-constexpr u32 SLOT_BYTES = FULL * BLOCK_BYTES, QUERY_BYTES = TILE_ROWS * BLOCK_BYTES;
+constexpr u32 TILE_BYTES = FULL * BLOCK_BYTES, QUERY_BYTES = TILE_ROWS * BLOCK_BYTES;
 constexpr bool IN_REGISTERS = QUERY_BLOCKS > 0;
-constexpr u32 HELD_BLOCKS = IN_REGISTERS ? QUERY_BLOCKS : 1;
+// A slot of the ring holds a whole document tile, or 64 elements of d of it when queries are in shared memory too.
+constexpr u32 HELD_BLOCKS = IN_REGISTERS ? QUERY_BLOCKS : 1, SLOT_BYTES = HELD_BLOCKS * TILE_BYTES;
 constexpr u32 MAX_WARPGROUPS = 3, MAX_SLOTS = 32;
 
-// What the producer says of a tile: tokens in bits 0 .. 15, then flags.
-constexpr u32 TOKENS_MASK = 0xffff, LAST_TILE = 1u << 16, MASKED = 1u << 17, NEW_QUERIES = 1u << 18, STOP = 1u << 19;
+// What the producer says of a tile: how many tokens in bits 0 .. 7, flags, the first token from bit 12 on.
+constexpr u32 TOKENS_MASK = 0xff, LAST_TILE = 1u << 8, MASKED = 1u << 9, NEW_QUERIES = 1u << 10, STOP = 1u << 11, FIRST_SHIFT = 12;
+static_assert(FULL <= TOKENS_MASK, "a tile's tokens fit their bits");
 struct alignas(16) TileInfo {
   u32 about, doc, slot, row_block;
 };
@@ -138,31 +140,36 @@ struct Producer {
     feed.open = true;
   }
 
-  // The next tile of the ring's document; an empty one has a tile without tokens.
+  // The next tile of the ring's document; an empty one has a tile without tokens. The last of several tiles begins early enough to be full of
+  // tokens: to meet some of them twice changes no maximum, and nothing of it need be cut off.
   DEV void load_tile(Feed& feed, u32 r) {
-    const u32 token = feed.token, row = feed.row + token, tokens = min_of(FULL, feed.end - token), first_slot = r * params.slots;
-    const u32 quarters = ceil_div(tokens, QUARTER), blocks = tokens ? k_blocks_of(params) : 1;
-    const bool last = token + FULL >= feed.end;
+    const u32 left = feed.end - feed.token, first_slot = r * params.slots, quarters = left > 3 * QUARTER ? 4 : ceil_div(left, QUARTER);
+    const u32 width = quarters == 4 ? FULL : quarters * QUARTER, slots = IN_REGISTERS || left == 0 ? 1 : k_blocks_of(params);
+    const bool last = left <= FULL, early = last && feed.token > 0;
+    const u32 token = early ? feed.end - width : feed.token, tokens = early ? width : min_of(left, FULL), row = feed.row + token;
     Ring at = feed.at;
-    for (u32 k = 0; k < blocks; ++k) {
-      const u32 slot = first_slot + at.stage, barrier = shared_address(control.full + slot), to = ring + slot * SLOT_BYTES;
+    for (u32 s = 0; s < slots; ++s) {
+      const u32 slot = first_slot + at.stage, barrier = shared_address(control.full + slot);
       mbarrier::wait(shared_address(control.empty + slot), at.parity ^ 1);
-      if (k == 0) control.tiles[slot] = {tokens | (last ? LAST_TILE : 0) | feed.flags, feed.unit.doc, feed.unit.slot, feed.unit.row_block};
-      if (tokens == 0) mbarrier::arrive(barrier);
-      else if (tokens > 3 * QUARTER) {
-        mbarrier::expect_bytes(barrier, SLOT_BYTES);
-        tma::load_2d(to, &map_full, barrier, (int)(k * 64), (int)row);
-      } else {
-        mbarrier::expect_bytes(barrier, quarters * QUARTER * BLOCK_BYTES);
-        for (u32 i = 0; i < quarters; ++i)
-          tma::load_2d(to + i * QUARTER * BLOCK_BYTES, &map_quarter, barrier, (int)(k * 64), (int)(row + i * QUARTER));
+      if (s == 0) {
+        const u32 about = token << FIRST_SHIFT | feed.flags | (last ? LAST_TILE : 0) | tokens;
+        control.tiles[slot] = {about, feed.unit.doc, feed.unit.slot, feed.unit.row_block};
       }
-      // Behind the block that tells of them: only then do the consumers give the old ones up.
-      if (k == 0 && feed.flags & NEW_QUERIES) load_queries(feed, r);
+      if (left == 0) mbarrier::arrive(barrier);
+      else mbarrier::expect_bytes(barrier, HELD_BLOCKS * width * BLOCK_BYTES);
+      for (u32 k = 0; left > 0 && k < HELD_BLOCKS; ++k) {
+        const u32 to = ring + slot * SLOT_BYTES + k * TILE_BYTES, x = (s + k) * 64;
+        if (quarters == 4) tma::load_2d(to, &map_full, barrier, (int)x, (int)row);
+        else
+          for (u32 i = 0; i < quarters; ++i)
+            tma::load_2d(to + i * QUARTER * BLOCK_BYTES, &map_quarter, barrier, (int)x, (int)(row + i * QUARTER));
+      }
+      // Behind the slot that tells of them: only then do the consumers give the old ones up.
+      if (s == 0 && feed.flags & NEW_QUERIES) load_queries(feed, r);
       at.next(params.slots);
     }
     feed.at = at;
-    feed.token = token + FULL;
+    feed.token += FULL;
     feed.flags &= ~NEW_QUERIES;
     feed.open = !last;
   }
@@ -211,7 +218,7 @@ struct Found {
 
 // Takes the best of the columns: accumulator 4 j + 2 r + e is row r, column 8 j + 2 (lane % 4) + e. Pairs of columns are compared first: five
 // instructions for two columns with the index, of which the pair and its first value are remembered.
-template <u32 COLUMNS, u32 SIZE> DEV void search(const float (&acc)[SIZE], Found& found, int token) {
+template <u32 COLUMNS, u32 SIZE> DEV void search(const float (&acc)[SIZE], Found& found, u32 token) {
   if constexpr (!WITH_ARGMAX) {
 #pragma unroll
     for (u32 j = 0; j < COLUMNS / 8; ++j)
@@ -232,7 +239,7 @@ template <u32 COLUMNS, u32 SIZE> DEV void search(const float (&acc)[SIZE], Found
       }
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
-      found.index[r] = pair[r] >= 0 ? token + pair[r] + (first[r] == best[r] ? 0 : 1) : found.index[r];
+      found.index[r] = pair[r] >= 0 ? (int)token + pair[r] + (first[r] == best[r] ? 0 : 1) : found.index[r];
       found.value[r] = best[r];
     }
   }
@@ -271,10 +278,22 @@ struct Consumer {
   u32 k_blocks, warpgroup;
   Ring at;
   u32 factor_turn;
+  TileInfo info;  // of the next tile, when it is `known`
+  bool known;
 
   DEV u32 full() const { return shared_address(control.full) + 8 * (first_slot + at.stage); }
   DEV void release(u32 stage) const {
     if (threadIdx.x % WARPGROUP == 0) mbarrier::arrive(shared_address(control.empty) + 8 * (first_slot + stage));
+  }
+
+  // Learns of the next tile: while the one before it is multiplied if it is there already, and when its turn comes else.
+  DEV void look_ahead() {
+    known = __all_sync(~0u, mbarrier::test(full(), at.parity));
+    if (known) read_info();
+  }
+  DEV void read_info() {
+    info = control.tiles[first_slot + at.stage];
+    info.about = uniform(info.about);
   }
 
   // Two buffers in turn: whoever writes one has passed the barrier of the other, and so have all who read this one before.
@@ -289,33 +308,24 @@ struct Consumer {
   }
 
   // One document tile: its product with the query tile, and the search. `fragments`: the query tile, when it is held in registers.
-  template <u32 COLUMNS, u32 HELD>
-  DEV void tile(const u32 (&fragments)[HELD][4], Found& found, u32 doc, u32 token, u32 about) {
+  template <u32 COLUMNS, u32 HELD> DEV void tile(const u32 (&fragments)[HELD][4], Found& found) {
     float acc[COLUMNS / 2];
+    const u32 about = info.about, tokens = about & TOKENS_MASK, token = about >> FIRST_SHIFT;
     const float* factors = nullptr;
-    if (about & MASKED) factors = write_factors(doc, token, about & TOKENS_MASK);
+    if (about & MASKED) factors = write_factors(info.doc, token, tokens);
     if constexpr (IN_REGISTERS) {
-      const u32 first = at.stage;
-      u64 b[HELD_BLOCKS];
-#pragma unroll
-      for (u32 k = 0; k < HELD_BLOCKS; ++k) {
-        if (k > 0) mbarrier::wait(full(), at.parity);
-        b[k] = wgmma::descriptor_k_major(ring + at.stage * SLOT_BYTES);
-        at.next(params.slots);
-      }
+      const u32 stage = at.stage;
+      const u64 b = wgmma::descriptor_k_major(ring + stage * SLOT_BYTES);
+      at.next(params.slots);
       wgmma::fence();  // no wait from here on: a loop between the multiplies would serialise them
 #pragma unroll
       for (u32 k = 0; k < HELD_BLOCKS; ++k)
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) wgmma::from_registers<E, COLUMNS>(acc, fragments[4 * k + i], b[k] + 2 * i, k + i > 0);
+        for (u32 i = 0; i < 4; ++i) wgmma::from_registers<E, COLUMNS>(acc, fragments[4 * k + i], b + k * (TILE_BYTES >> 4) + 2 * i, k + i > 0);
       wgmma::commit();
+      look_ahead();
       wgmma::wait<0>();
-      u32 stage = first;
-#pragma unroll
-      for (u32 k = 0; k < HELD_BLOCKS; ++k) {
-        release(stage);
-        if (++stage == params.slots) stage = 0;
-      }
+      release(stage);
     } else {
 #pragma unroll
       for (u32 i = 0; i < COLUMNS / 2; ++i) acc[i] = 0.f;
@@ -333,26 +343,23 @@ struct Consumer {
         previous = at.stage;
         at.next(params.slots);
       }
+      look_ahead();
       wgmma::wait<0>();
       release(previous);
     }
     wgmma::tie(acc);
-    const u32 tokens = about & TOKENS_MASK;
-    const int first_column = (int)(token + threadIdx.x % 4 * 2);
-    if (about & MASKED) {
-      apply<COLUMNS>(acc, factors);
-      search<COLUMNS>(acc, found, first_column);
-    } else {
+    if (about & MASKED) apply<COLUMNS>(acc, factors);
+    else if (tokens < COLUMNS) {
       // Only the last quarter (of a full tile: what is beyond three) can be beyond the document.
       constexpr u32 SURE = COLUMNS == FULL ? 3 * QUARTER : COLUMNS - QUARTER;
-      if (tokens < COLUMNS) cut<SURE, COLUMNS - SURE>(acc, tokens);
-      search<COLUMNS>(acc, found, first_column);
+      cut<SURE, COLUMNS - SURE>(acc, tokens);
     }
+    search<COLUMNS>(acc, found, token + threadIdx.x % 4 * 2);
   }
 
   // Takes over a query tile: its rows into registers, and what the adding warp must know of them.
   // Gives whether there is no tile to multiply.
-  template <u32 HELD> DEV bool take_queries(u32 (&fragments)[HELD][4], const TileInfo& info, u32 loads, u32 results) {
+  template <u32 HELD> DEV bool take_queries(u32 (&fragments)[HELD][4], u32 loads, u32 results) {
     const u32 thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
     Held& held = control.held[warpgroup];
     if (results > 0) mbarrier::wait(shared_address(control.result_empty[warpgroup] + ((results - 1) & 1)), ((results - 1) >> 1) & 1);
@@ -381,37 +388,39 @@ struct Consumer {
   DEV void run() {
     const u32 thread = threadIdx.x % WARPGROUP;
     u32 fragments[4 * HELD_BLOCKS][4];
-    u32 loads = 0, results = 0, token = 0;
+    u32 loads = 0, results = 0;
     bool idle = true;
+    known = false;
     Found found;
     found.clear();
 #pragma unroll 1
     while (true) {
-      mbarrier::wait(full(), at.parity);
-      const TileInfo& info = control.tiles[first_slot + at.stage];
-      const u32 about = uniform(info.about), doc = info.doc, slot = info.slot;
+      if (!known) {
+        mbarrier::wait(full(), at.parity);
+        read_info();
+      }
+      const u32 about = info.about, doc = info.doc, slot = info.slot;
       if (about & STOP) break;
       if (about & NEW_QUERIES) {
         if (!IN_REGISTERS && loads > 0 && thread == 0) mbarrier::arrive(shared_address(control.queries_empty + warpgroup));
-        idle = take_queries(fragments, info, loads++, results);
+        idle = take_queries(fragments, loads++, results);
       }
       const u32 tokens = about & TOKENS_MASK;
       if (tokens == 0 || idle) {  // nothing to multiply: only pass the blocks on, each once all warps know of it
-        for (u32 k = 0; k < (tokens ? k_blocks : 1); ++k) {
+        for (u32 k = 0; k < (IN_REGISTERS || tokens == 0 ? 1 : k_blocks); ++k) {
           if (k > 0) mbarrier::wait(full(), at.parity);
           named_barrier(warpgroup + 1, WARPGROUP);
           release(at.stage);
           at.next(params.slots);
         }
-      } else if (tokens > 3 * QUARTER) tile<FULL>(fragments, found, doc, token, about);
-      else if (tokens > 2 * QUARTER) tile<3 * QUARTER>(fragments, found, doc, token, about);
-      else if (tokens > QUARTER) tile<2 * QUARTER>(fragments, found, doc, token, about);
-      else tile<QUARTER>(fragments, found, doc, token, about);
-      token += FULL;
+        known = false;
+      } else if (tokens > 3 * QUARTER) tile<FULL>(fragments, found);
+      else if (tokens > 2 * QUARTER) tile<3 * QUARTER>(fragments, found);
+      else if (tokens > QUARTER) tile<2 * QUARTER>(fragments, found);
+      else tile<QUARTER>(fragments, found);
       if (about & LAST_TILE) {
         finish(found, doc, slot, results++, tokens == 0);
         found.clear();
-        token = 0;
       }
     }
     Result& result = control.results[warpgroup][results & 1];
@@ -556,7 +565,7 @@ maxsim_forward_sm90(const __grid_constant__ TensorMap map_queries, const __grid_
   } else {
     registers_grow<152>();
     const u32 w = warpgroup - 1, first_slot = params.split() ? w * params.slots : 0;
-    Consumer consumer = {params, control, ring + first_slot * SLOT_BYTES, tiles + w * k_blocks * QUERY_BYTES, first_slot, k_blocks, w, {0, 0}, 0};
+    Consumer consumer = {params, control, ring + first_slot * SLOT_BYTES, tiles + w * k_blocks * QUERY_BYTES, first_slot, k_blocks, w, {0, 0}, 0, {0, 0, 0, 0}, false};
     consumer.run();
   }
 }

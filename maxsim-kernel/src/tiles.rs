@@ -175,9 +175,9 @@ impl Division {
     }
 }
 
-/// Cost of a row block with so many tiles, in no unit: on an H200 three consumers took 1.6 times as long as one for the same documents.
+/// Cost of a row block with so many tiles, in no unit: on an H200 three consumers took 1.5 times as long as one for the same documents.
 fn block_cost(tiles: usize) -> usize {
-    tiles + 2
+    tiles + 3
 }
 
 /// Runs of documents, about as large as one another, that stay in the cache while every row block meets them; one run when there is one row

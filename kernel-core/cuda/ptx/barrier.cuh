@@ -22,6 +22,16 @@ DEV void arrive_remote(u32 barrier, u32 rank) {
       "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}"
       ::"r"(barrier), "r"(rank) : "memory");
 }
+// Whether the phase of that parity is over.
+DEV bool test(u32 barrier, u32 parity) {
+  u32 over;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(over) : "r"(barrier), "r"(parity) : "memory");
+  return over != 0;
+}
 DEV void wait(u32 barrier, u32 parity) {
   asm volatile(
       "{\n.reg .pred done;\n"

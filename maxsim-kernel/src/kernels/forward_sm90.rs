@@ -14,10 +14,10 @@ const BLOCK: usize = 64;
 const BLOCK_BYTES: usize = 128;
 const MAX_WARPGROUPS: usize = 3;
 const MAX_SLOTS: usize = 32;
-/// The ring is at least this deep.
-const MIN_SLOTS: usize = 4;
-/// A ring that one consumer has to itself is at least this deep.
-const MIN_RING: usize = 3;
+/// A ring that all consumers share has at least so many blocks.
+const MIN_BLOCKS: usize = 4;
+/// Slots that a ring which one consumer has to itself has at least, by `query_blocks`.
+const MIN_RING: [usize; 3] = [3, 3, 2];
 /// `Control` of the kernel, and the slack to align the tiles.
 const CONTROL_BYTES: usize = 18 * 1024;
 /// Dimensions up to this hold queries in registers.
@@ -67,25 +67,27 @@ impl Shape {
         Self { tokens, query_blocks: problem.dim.div_ceil(BLOCK) }
     }
 
+    /// A whole tile when queries are held in registers, else one block of it.
     fn slot_bytes(self) -> usize {
-        self.tokens * BLOCK_BYTES
+        self.tokens * BLOCK_BYTES * self.query_blocks.max(1)
     }
 
     /// Query tiles that a block holds of `tiles`: as many as there are consumers and shared memory, evenly.
     pub(crate) fn tiles_of_block(self, info: &DeviceInfo, dim: usize, tiles: usize) -> usize {
-        let free = info.shared_bytes_optin.saturating_sub(CONTROL_BYTES + MIN_SLOTS * self.slot_bytes());
+        let ring = MIN_BLOCKS * self.tokens * BLOCK_BYTES;
+        let free = info.shared_bytes_optin.saturating_sub(CONTROL_BYTES + ring);
         let most = (free / query_bytes(dim)).clamp(1, MAX_WARPGROUPS);
         tiles.div_ceil(tiles.div_ceil(most)).max(1)
     }
 
     /// Consumers, slots of each ring, and bytes of dynamic shared memory. With one query tile documents are split among as many consumers as
-    /// leave each a ring that holds two tiles.
+    /// leave each a ring of some depth.
     fn ring(self, info: &DeviceInfo, dim: usize, tiles: usize) -> (usize, usize, usize) {
         let slots = |consumers: usize| {
             let rest = info.shared_bytes_optin.saturating_sub(CONTROL_BYTES + consumers * query_bytes(dim));
             (rest / self.slot_bytes()).min(MAX_SLOTS)
         };
-        let deep = (2 * self.query_blocks).max(MIN_RING);
+        let deep = MIN_RING[self.query_blocks];
         let split = (1..=MAX_WARPGROUPS).rev().find(|&consumers| slots(consumers) / consumers >= deep);
         let (consumers, rings) = if tiles == 1 { (split.unwrap_or(1), split.unwrap_or(1)) } else { (tiles, 1) };
         let ring = slots(consumers) / rings;
@@ -215,7 +217,7 @@ mod tests {
                 for tiles in [1, 2, 3, 4, 100] {
                     let held = shape.tiles_of_block(&info, dim, tiles);
                     let (consumers, ring, bytes) = shape.ring(&info, dim, held);
-                    assert!(ring >= MIN_RING && bytes <= info.shared_bytes_optin, "d {dim}, {tiles} tiles: {ring}");
+                    assert!(ring >= MIN_RING[0] && bytes <= info.shared_bytes_optin, "d {dim}, {tiles} tiles: {ring}");
                     assert!((1..=MAX_WARPGROUPS).contains(&consumers) && (held == 1 || held == consumers));
                 }
             }

@@ -4,17 +4,18 @@ use super::problems::Op;
 use crate::bench::contender::Contender;
 use crate::bench::timing::Stopwatch;
 use anyhow::Result;
-use cudarc::driver::CudaSlice;
+use cudarc::driver::{CudaSlice, PinnedHostSlice};
 use half::bf16;
 use maxsim_kernel::{
-    BackwardRoute, Gpu, Gradients, Inputs, MatrixView, MatrixViewMut, Plan, Problem, VectorView, VectorViewMut,
+    BackwardRoute, Gpu, Gradients, Inputs, MatrixView, MatrixViewMut, Plan, Problem, TopK, VectorView, VectorViewMut,
 };
 use std::cell::RefCell;
+use std::time::Instant;
 
 /// Device memory of one problem, shared by the routes.
 pub(crate) struct Buffers {
     queries: CudaSlice<bf16>,
-    docs: CudaSlice<bf16>,
+    pub(crate) docs: CudaSlice<bf16>,
     scores: CudaSlice<f32>,
     argmax: CudaSlice<i32>,
     d_scores: CudaSlice<f32>,
@@ -86,6 +87,125 @@ impl Ours<'_> {
     pub(crate) fn is_auto(plan: &Plan, automatic: &Plan, op: Op) -> bool {
         let backward = |plan: &Plan| if op == Op::Score { BackwardRoute::Auto } else { plan.backward_route() };
         plan.route() == automatic.route() && backward(plan) == backward(automatic)
+    }
+}
+
+/// Scores of one query after another against copies of the documents that no cache holds together, with nothing between the calls: what a
+/// search of a large corpus sees, without the start and the end of a lone call.
+pub(crate) struct InTurn<'a> {
+    pub(crate) plan: Plan,
+    pub(crate) buffers: &'a RefCell<Buffers>,
+    pub(crate) copies: Vec<CudaSlice<bf16>>,
+    pub(crate) stopwatch: &'a RefCell<Stopwatch>,
+}
+
+impl InTurn<'_> {
+    const COPIES: usize = 3;
+    /// Calls of one sample.
+    const CALLS: usize = 4 * Self::COPIES;
+
+    pub(crate) fn copies(gpu: &Gpu, docs: &CudaSlice<bf16>) -> Result<Vec<CudaSlice<bf16>>> {
+        let copy = |_| {
+            let mut copy = gpu.alloc(docs.len())?;
+            gpu.stream().memcpy_dtod(docs, &mut copy)?;
+            Ok(copy)
+        };
+        (0..Self::COPIES).map(copy).collect()
+    }
+}
+
+impl Contender for InTurn<'_> {
+    fn implementation(&self) -> &str {
+        "ours"
+    }
+
+    fn route(&self) -> &str {
+        "hopper, inputs in turn"
+    }
+
+    fn round(&mut self, reps: usize) -> Result<Vec<f64>> {
+        let mut buffers = self.buffers.borrow_mut();
+        let Buffers { queries, scores, .. } = &mut *buffers;
+        let (plan, copies) = (&mut self.plan, &self.copies);
+        let mut call = 0;
+        self.stopwatch.borrow_mut().streak(reps.div_ceil(Self::CALLS), Self::CALLS, || {
+            let problem = plan.problem();
+            let (dim, count) = (problem.dim, problem.scores());
+            let inputs = Inputs {
+                queries: MatrixView::new("queries", &*queries, [problem.queries.rows(), dim])?,
+                docs: MatrixView::new("docs", &copies[call % copies.len()], [problem.docs.rows(), dim])?,
+                query_mask: None,
+                doc_mask: None,
+            };
+            call += 1;
+            Ok(plan.forward(&inputs, &mut VectorViewMut::new("scores", &mut *scores, [count])?, None)?)
+        })
+    }
+
+    fn costs(&mut self) -> Result<(Option<u64>, Option<f64>)> {
+        Ok((None, None))
+    }
+}
+
+/// What is timed of a search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Searched {
+    /// The corpus comes from page-locked host memory.
+    Host,
+    /// The copies of it alone.
+    Copied,
+    /// The corpus lies on the device.
+    Device,
+}
+
+/// A search of a whole corpus, by the host's clock.
+pub(crate) struct Search<'a> {
+    pub(crate) gpu: &'a Gpu,
+    pub(crate) top_k: &'a RefCell<TopK>,
+    pub(crate) queries: &'a CudaSlice<bf16>,
+    pub(crate) query_shape: [usize; 2],
+    pub(crate) host: &'a PinnedHostSlice<bf16>,
+    pub(crate) device: &'a RefCell<CudaSlice<bf16>>,
+    pub(crate) searched: Searched,
+}
+
+impl Contender for Search<'_> {
+    fn implementation(&self) -> &str {
+        "ours"
+    }
+
+    fn route(&self) -> &str {
+        match self.searched {
+            Searched::Host => "corpus streamed from the host",
+            Searched::Copied => "the copies alone",
+            Searched::Device => "corpus on the device",
+        }
+    }
+
+    fn is_auto(&self) -> bool {
+        self.searched == Searched::Host
+    }
+
+    fn round(&mut self, reps: usize) -> Result<Vec<f64>> {
+        let queries = MatrixView::new("queries", self.queries, self.query_shape)?;
+        let (mut top_k, mut device) = (self.top_k.borrow_mut(), self.device.borrow_mut());
+        let mut times = Vec::new();
+        for _ in 0..reps {
+            self.gpu.synchronize()?;
+            let start = Instant::now();
+            match self.searched {
+                Searched::Host => drop(top_k.search_host(&queries, self.host.as_slice()?)?),
+                Searched::Copied => self.gpu.stream().memcpy_htod(self.host, &mut *device)?,
+                Searched::Device => drop(top_k.search(&queries, &device.slice(..))?),
+            }
+            self.gpu.synchronize()?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(times)
+    }
+
+    fn costs(&mut self) -> Result<(Option<u64>, Option<f64>)> {
+        Ok((Some(self.top_k.borrow().workspace_bytes() as u64), None))
     }
 }
 

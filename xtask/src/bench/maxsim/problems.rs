@@ -51,13 +51,10 @@ const SCORES: [[usize; 5]; 11] = [
     [256, 256, 32, 300, 128],
     [64, 64, 1024, 1024, 128],
 ];
-const STEPS: [[usize; 5]; 5] = [
-    [64, 64, 32, 180, 128],
-    [64, 64, 32, 1024, 128],
-    [128, 128, 32, 300, 128],
-    [256, 256, 32, 300, 128],
-    [32, 32, 1024, 1024, 128],
-];
+const STEPS: [[usize; 5]; 4] =
+    [[64, 64, 32, 180, 128], [64, 64, 32, 1024, 128], [128, 128, 32, 300, 128], [256, 256, 32, 300, 128]];
+/// Last of all: peers tune for a minute before they run it.
+const LONG_STEPS: [[usize; 5]; 1] = [[32, 32, 1024, 1024, 128]];
 /// Nq, K, Lq, Ld, d.
 const CANDIDATES: [[usize; 5]; 2] = [[64, 32, 32, 300, 128], [256, 16, 32, 1024, 128]];
 const QUICK: [[usize; 5]; 2] = [[1, 1000, 32, 300, 128], [128, 128, 32, 300, 128]];
@@ -78,12 +75,21 @@ pub(crate) fn problems(quick: bool, only: &[usize]) -> Vec<BenchProblem> {
     let scores: &[[usize; 5]] = if quick { &QUICK } else { &SCORES };
     let steps: &[[usize; 5]] = if quick { &QUICK[1..] } else { &STEPS };
     let candidates: &[[usize; 5]] = if quick { &[] } else { &CANDIDATES };
+    let long_steps: &[[usize; 5]] = if quick { &[] } else { &LONG_STEPS };
     let all = scores
         .iter()
         .map(problem(Op::Score, false))
         .chain(steps.iter().map(problem(Op::ScoreStep, false)))
-        .chain(candidates.iter().map(problem(Op::ScoreStep, true)));
+        .chain(candidates.iter().map(problem(Op::ScoreStep, true)))
+        .chain(long_steps.iter().map(problem(Op::ScoreStep, false)));
     all.filter(|problem| only.is_empty() || only.contains(&problem.queries)).collect()
+}
+
+/// The search of a corpus in host memory: 0.8 GB.
+pub(crate) fn search_problem(quick: bool, only: &[usize]) -> Option<BenchProblem> {
+    let [queries, docs, query_len, doc_len, dim] = [32, 10_000, 32, 300, 128];
+    let search = BenchProblem { op: Op::Score, queries, docs, candidates: false, query_len, doc_len, dim };
+    (!quick && (only.is_empty() || only.contains(&queries))).then_some(search)
 }
 
 impl BenchProblem {

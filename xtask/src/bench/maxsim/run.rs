@@ -1,14 +1,14 @@
 //! Races the contenders on each problem and turns the measurements into rows.
 
-use super::contenders::{Buffers, Ours};
-use super::problems::{BenchProblem, Op, PEERS, problems};
+use super::contenders::{Buffers, InTurn, Ours, Search, Searched};
+use super::problems::{BenchProblem, Op, PEERS, problems, search_problem};
 use crate::bench::contender::{Contender, Measurement};
 use crate::bench::setting::{Setting, Subject, missing_line};
 use crate::results::BenchRow;
 use crate::siglip::random_rows;
 use anyhow::Result;
 use half::bf16;
-use maxsim_kernel::{BackwardRoute, Options, Plan, Route};
+use maxsim_kernel::{BackwardRoute, Options, Plan, Route, TopK};
 use std::cell::RefCell;
 
 /// Runs every problem; `done` gets the rows of each as soon as it is measured, `say` a line for the log.
@@ -20,7 +20,51 @@ pub(crate) fn run(
     for problem in problems(setting.quick, setting.only) {
         done(run_problem(setting, &problem, say)?)?;
     }
+    if let Some(problem) = search_problem(setting.quick, setting.only) {
+        match run_search(setting, &problem, say) {
+            Ok(rows) => done(rows)?,
+            Err(error) => say(missing_line("maxsim search", "ours", &format!("{error:#}"))),
+        }
+    }
     Ok(())
+}
+
+/// Documents that a search keeps of each query.
+const KEPT: usize = 100;
+
+/// How well the copies of a corpus in host memory and its scores overlap.
+fn run_search(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMut(String)) -> Result<Vec<BenchRow>> {
+    let gpu = setting.gpu;
+    let definition = problem.problem();
+    let (rows, dim) = (definition.docs.rows(), problem.dim);
+    // SAFETY: written in full below, before it is read.
+    let mut host = unsafe { gpu.context().alloc_pinned::<bf16>(rows * dim) }?;
+    host.as_mut_slice()?.copy_from_slice(&tokens(rows, dim, 2));
+    let device = RefCell::new(gpu.upload(host.as_slice()?)?);
+    let queries = gpu.upload(&tokens(definition.queries.rows(), dim, 1))?;
+    let top_k = RefCell::new(TopK::new(gpu, &definition, KEPT, Options::default())?);
+    let search = |searched| {
+        let query_shape = [definition.queries.rows(), dim];
+        let search =
+            Search { gpu, top_k: &top_k, queries: &queries, query_shape, host: &host, device: &device, searched };
+        Box::new(search) as Box<dyn Contender + '_>
+    };
+    let contenders = [Searched::Host, Searched::Copied, Searched::Device].map(search).into_iter().collect();
+    let subject = Subject {
+        family: "maxsim",
+        op: "search".to_owned(),
+        shape: problem.shape(),
+        dtype: "bf16".to_owned(),
+        flop: problem.flop(),
+        bytes: problem.bytes(),
+    };
+    let title = format!("maxsim search {}", axes(problem));
+    setting.measure(&subject, &title, contenders, |m| line(&title, problem, m), say)
+}
+
+fn axes(problem: &BenchProblem) -> String {
+    let axes: Vec<String> = problem.shape().iter().map(|(axis, size)| format!("{axis}={size}")).collect();
+    axes.join(" ")
 }
 
 /// Tokens of unit length; many of them repeat with a period that is no multiple of anything.
@@ -36,8 +80,7 @@ const PORTABLE_FLOP: u64 = 50_000_000_000;
 fn run_problem(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMut(String)) -> Result<Vec<BenchRow>> {
     let Setting { gpu, stopwatch, .. } = *setting;
     let op = problem.op;
-    let shape: Vec<String> = problem.shape().iter().map(|(axis, size)| format!("{axis}={size}")).collect();
-    let title = format!("maxsim {} {}", op.name(), shape.join(" "));
+    let title = format!("maxsim {} {}", op.name(), axes(problem));
     let mut missing = |who: &str, why: &str| say(missing_line(&title, who, why));
 
     let definition = problem.problem();
@@ -53,6 +96,12 @@ fn run_problem(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMu
                 contenders.push(Box::new(Ours { plan, op, auto, buffers: &buffers, stopwatch, route }));
             }
             Err(error) => missing(&format!("ours {}", options.route), &error.to_string()),
+        }
+    }
+    if op == Op::Score && problem.queries == 1 && automatic.route() == Route::Hopper {
+        match InTurn::copies(gpu, &buffers.borrow().docs) {
+            Ok(copies) => contenders.push(Box::new(InTurn { plan: automatic, buffers: &buffers, copies, stopwatch })),
+            Err(error) => missing("ours, inputs in turn", &format!("{error:#}")),
         }
     }
     // Scores alone are the same kernel with either backward.
