@@ -1,11 +1,11 @@
 // Gradient of the documents: a block owns some consecutive tokens of a document, lists the query tokens that chose each of them (a counting sort
 // that keeps their order), and sums their rows. No atomic additions, no f32 copy of the gradient: the same bits on every run.
-//   ELEMENT, VECTORIZED, ROW_LANES, ROW_SLICES: see rows.cuh    BLOCK_WARPS: warps of a block
-//   OWNED: tokens of a block    BATCHED: 1 where more query tokens may choose in a document than a block can list at once
+//   ELEMENT, VECTORIZED, ROW_LANES, ROW_SLICES: see rows.cuh    BLOCK_WARPS: warps of a block    RESIDENT: blocks that an SM should hold
+//   OWNED: tokens of a block    CAPACITY: query tokens that a block can list at once    BATCHED: 1 where more may choose in a document
 #include "gradients.cuh"
 #include "ptx/sync.cuh"
 
-constexpr u32 WARPS = BLOCK_WARPS, THREADS = WARPS * WARP, CAPACITY = 4096, SHARE = CAPACITY / WARPS, LONG_LIST = 256, UNROLL = 4, AHEAD = 4;
+constexpr u32 WARPS = BLOCK_WARPS, THREADS = WARPS * WARP, SHARE = CAPACITY / WARPS, LONG_LIST = 256, UNROLL = 4, AHEAD = 4;
 constexpr u32 WIDTH = Sum::SIZE * ROW_LANES * ROW_SLICES;
 
 struct Entry {
@@ -214,18 +214,16 @@ DEV void sum_lists(Shared& shared, const GradientParams& params, u64 first_row, 
   }
 }
 
-// Blocks that an SM should hold. On Ada (sm_89) the compiler spills at the 64 registers that two blocks of 512 threads leave each thread.
+// On Ada (sm_89) the compiler spills at the 64 registers that two blocks of 512 threads leave each thread.
 #if __CUDA_ARCH__ == 890
-constexpr u32 RESIDENT = THREADS > 256 ? 1 : 2;
+constexpr u32 BLOCKS_PER_SM = THREADS > 256 ? 1 : RESIDENT;
 #else
-constexpr u32 RESIDENT = 2;
+constexpr u32 BLOCKS_PER_SM = RESIDENT;
 #endif
 
-KERNEL __launch_bounds__(THREADS, RESIDENT) maxsim_backward_docs(const __grid_constant__ GradientParams params) {
+DEV void sum_owned(const GradientParams& params) {
   extern __shared__ __align__(16) u8 dynamic[];
   Shared& shared = *reinterpret_cast<Shared*>(dynamic);
-  grid_dependency_wait();
-  grid_dependency_launch();
   const Items& items = params.items;
   const u32 doc = blockIdx.x, first_owned = blockIdx.y * OWNED, size = params.docs.size(doc);
   if (first_owned >= size) return;
@@ -262,4 +260,13 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) maxsim_backward_docs(const __grid_co
     sum.add_spilled(shared.sums[BATCHED ? token : 0], params.dim);
     finish(sum, params, first_row + token);
   }
+}
+
+// The launch of the queries' gradient waits for all before it before it lets this one begin, so that what is read here is there; this one, at its
+// end, waits for that one, so that whoever waits for this one has waited for both.
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) maxsim_backward_docs(const __grid_constant__ GradientParams params) {
+  if (!params.behind_queries) grid_dependency_wait();
+  grid_dependency_launch();
+  sum_owned(params);
+  if (params.behind_queries) grid_dependency_wait();
 }

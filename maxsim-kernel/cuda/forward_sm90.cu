@@ -210,38 +210,62 @@ struct Producer {
 struct Found {
   float value[2];
   int index[2];
+  float minus_zero[2];  // which the compiler must not know
   DEV void clear() {
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) value[r] = MINUS_INFINITY, index[r] = -1;
   }
 };
 
-// Takes the best of the columns: accumulator 4 j + 2 r + e is row r, column 8 j + 2 (lane % 4) + e. Pairs of columns are compared first: five
-// instructions for two columns with the index, of which the pair and its first value are remembered.
-template <u32 COLUMNS, u32 SIZE> DEV void search(const float (&acc)[SIZE], Found& found, u32 token) {
-  if constexpr (!WITH_ARGMAX) {
+// The best of a thread's columns in one tile: accumulator 4 j + 2 r + e is row r, column 8 j + 2 (lane % 4) + e. Pairs of columns are compared
+// first; what is remembered is the pair, `pair[r]` = 8 j or below 0, and the first of the two, `first[r]`.
+template <u32 COLUMNS, u32 SIZE> DEV void search_any(const float (&acc)[SIZE], float (&best)[2], float (&first)[2], float (&pair)[2]) {
 #pragma unroll
-    for (u32 j = 0; j < COLUMNS / 8; ++j)
+  for (u32 r = 0; r < 2; ++r) best[r] = MINUS_INFINITY, first[r] = 0.f, pair[r] = -1.f;
 #pragma unroll
-      for (u32 r = 0; r < 2; ++r) found.value[r] = max_nan(found.value[r], max_nan(acc[4 * j + 2 * r], acc[4 * j + 2 * r + 1]));
-  } else {
-    float best[2] = {found.value[0], found.value[1]}, first[2] = {0.f, 0.f};
-    int pair[2] = {-1, -1};
-#pragma unroll
-    for (u32 j = 0; j < COLUMNS / 8; ++j)
-#pragma unroll
-      for (u32 r = 0; r < 2; ++r) {
-        const float left = acc[4 * j + 2 * r], value = max_nan(left, acc[4 * j + 2 * r + 1]);
-        const bool better = value > best[r];
-        best[r] = max_nan(best[r], value);
-        pair[r] = better ? (int)(8 * j) : pair[r];
-        first[r] = better ? left : first[r];
-      }
+  for (u32 j = 0; j < COLUMNS / 8; ++j)
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
-      found.index[r] = pair[r] >= 0 ? (int)token + pair[r] + (first[r] == best[r] ? 0 : 1) : found.index[r];
-      found.value[r] = best[r];
+      const float left = acc[4 * j + 2 * r], value = max_nan(left, acc[4 * j + 2 * r + 1]);
+      const bool better = value > best[r];
+      best[r] = max_nan(best[r], value);
+      if (WITH_ARGMAX) pair[r] = better ? 8.f * j : pair[r], first[r] = better ? left : first[r];
     }
+}
+// The same, sooner, by comparing bits: from +0 up, and a NaN is above them all, floats are ordered as the integers of their bits, of which one
+// instruction compares three. Right where every `best` is above 0. Selections are additions of -0 under a predicate: these run beside the
+// comparisons, not among them.
+template <u32 COLUMNS, u32 SIZE>
+DEV void search_positive(const float (&acc)[SIZE], float (&best)[2], float (&first)[2], float (&pair)[2], const float (&minus_zero)[2]) {
+  constexpr u32 CHAINS = WITH_ARGMAX ? 1 : 2;  // of comparisons that wait for one another
+  int most[CHAINS][2];
+#pragma unroll
+  for (u32 r = 0; r < 2; ++r) most[0][r] = most[CHAINS - 1][r] = (int)0x80000000, first[r] = 0.f, pair[r] = -1.f;
+#pragma unroll
+  for (u32 j = 0; j < COLUMNS / 8; ++j)
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) {
+      const float left = acc[4 * j + 2 * r], right = acc[4 * j + 2 * r + 1];
+      int& best_bits = most[j % CHAINS][r];
+      const int before = best_bits;
+      best_bits = max_of(before, max_of(__float_as_int(left), __float_as_int(right)));
+      if constexpr (WITH_ARGMAX)
+        asm("{\n.reg .pred better;\nsetp.ne.s32 better, %2, %3;\n@better add.f32 %0, %4, %6;\n@better add.f32 %1, %5, %6;\n}"
+            : "+&f"(first[r]), "+&f"(pair[r]) : "r"(before), "r"(best_bits), "f"(left), "f"(8.f * j), "f"(minus_zero[r]));
+    }
+#pragma unroll
+  for (u32 r = 0; r < 2; ++r) best[r] = __int_as_float(max_of(most[0][r], most[CHAINS - 1][r]));
+}
+
+// Takes the best of the columns, of which the thread's first is `token`.
+template <u32 COLUMNS, u32 SIZE> DEV void search(const float (&acc)[SIZE], Found& found, u32 token) {
+  float best[2], first[2], pair[2];
+  search_positive<COLUMNS>(acc, best, first, pair, found.minus_zero);
+  if (__any_sync(~0u, min_of(__float_as_int(best[0]), __float_as_int(best[1])) <= 0)) search_any<COLUMNS>(acc, best, first, pair);
+#pragma unroll
+  for (u32 r = 0; r < 2; ++r) {
+    if (WITH_ARGMAX && best[r] > found.value[r]) found.index[r] = (int)token + (int)pair[r] + (first[r] == best[r] ? 0 : 1);
+    found.value[r] = max_nan(found.value[r], best[r]);
   }
 }
 
@@ -273,26 +297,29 @@ template <u32 COLUMNS, u32 SIZE> DEV void apply(float (&acc)[SIZE], const float*
 struct Consumer {
   const HopperParams& params;
   Control& control;
-  u32 ring, queries;  // shared memory: this warpgroup's ring and query tile
-  u32 first_slot;     // of its ring in `control`
+  u32 ring, queries;      // shared memory: this warpgroup's ring and query tile,
+  u32 full, empty, infos; // and of its ring's first slot the barriers and what is said of it
   u32 k_blocks, warpgroup;
   Ring at;
   u32 factor_turn;
   TileInfo info;  // of the next tile, when it is `known`
   bool known;
 
-  DEV u32 full() const { return shared_address(control.full) + 8 * (first_slot + at.stage); }
+  DEV void wait_full() const { mbarrier::wait(full + 8 * at.stage, at.parity); }
   DEV void release(u32 stage) const {
-    if (threadIdx.x % WARPGROUP == 0) mbarrier::arrive(shared_address(control.empty) + 8 * (first_slot + stage));
+    if (threadIdx.x % WARPGROUP == 0) mbarrier::arrive(empty + 8 * stage);
   }
 
   // Learns of the next tile: while the one before it is multiplied if it is there already, and when its turn comes else.
   DEV void look_ahead() {
-    known = __all_sync(~0u, mbarrier::test(full(), at.parity));
+    known = __all_sync(~0u, mbarrier::test(full + 8 * at.stage, at.parity));
     if (known) read_info();
   }
   DEV void read_info() {
-    info = control.tiles[first_slot + at.stage];
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(info.about), "=r"(info.doc), "=r"(info.slot), "=r"(info.row_block)
+                 : "r"(infos + (u32)sizeof(TileInfo) * at.stage)
+                 : "memory");
     info.about = uniform(info.about);
   }
 
@@ -332,7 +359,7 @@ struct Consumer {
       u32 previous = 0;
 #pragma unroll 1
       for (u32 k = 0; k < k_blocks; ++k) {
-        if (k > 0) mbarrier::wait(full(), at.parity);
+        if (k > 0) wait_full();
         const u64 a = wgmma::descriptor_k_major(queries + k * QUERY_BYTES), b = wgmma::descriptor_k_major(ring + at.stage * SLOT_BYTES);
         wgmma::fence();
 #pragma unroll
@@ -393,29 +420,32 @@ struct Consumer {
     known = false;
     Found found;
     found.clear();
+    found.minus_zero[0] = __uint_as_float(0x80000000u | params.dim >> 31), found.minus_zero[1] = __uint_as_float(0x80000000u | params.slots >> 31);
+    // Through a shuffle, so that the compiler keeps them in registers: working them out again before each tile would delay its multiply.
+    ring = uniform(ring), full = uniform(full), empty = uniform(empty), infos = uniform(infos);
 #pragma unroll 1
     while (true) {
       if (!known) {
-        mbarrier::wait(full(), at.parity);
+        wait_full();
         read_info();
       }
       const u32 about = info.about, doc = info.doc, slot = info.slot;
-      if (about & STOP) break;
-      if (about & NEW_QUERIES) {
+      if (about & (STOP | NEW_QUERIES)) {
+        if (about & STOP) break;
         if (!IN_REGISTERS && loads > 0 && thread == 0) mbarrier::arrive(shared_address(control.queries_empty + warpgroup));
         idle = take_queries(fragments, loads++, results);
       }
       const u32 tokens = about & TOKENS_MASK;
-      if (tokens == 0 || idle) {  // nothing to multiply: only pass the blocks on, each once all warps know of it
+      if (tokens > 3 * QUARTER && !idle) tile<FULL>(fragments, found);
+      else if (tokens == 0 || idle) {  // nothing to multiply: only pass the blocks on, each once all warps know of it
         for (u32 k = 0; k < (IN_REGISTERS || tokens == 0 ? 1 : k_blocks); ++k) {
-          if (k > 0) mbarrier::wait(full(), at.parity);
+          if (k > 0) wait_full();
           named_barrier(warpgroup + 1, WARPGROUP);
           release(at.stage);
           at.next(params.slots);
         }
         known = false;
-      } else if (tokens > 3 * QUARTER) tile<FULL>(fragments, found);
-      else if (tokens > 2 * QUARTER) tile<3 * QUARTER>(fragments, found);
+      } else if (tokens > 2 * QUARTER) tile<3 * QUARTER>(fragments, found);
       else if (tokens > QUARTER) tile<2 * QUARTER>(fragments, found);
       else tile<QUARTER>(fragments, found);
       if (about & LAST_TILE) {
@@ -565,7 +595,9 @@ maxsim_forward_sm90(const __grid_constant__ TensorMap map_queries, const __grid_
   } else {
     registers_grow<152>();
     const u32 w = warpgroup - 1, first_slot = params.split() ? w * params.slots : 0;
-    Consumer consumer = {params, control, ring + first_slot * SLOT_BYTES, tiles + w * k_blocks * QUERY_BYTES, first_slot, k_blocks, w, {0, 0}, 0, {0, 0, 0, 0}, false};
+    Consumer consumer = {params, control, ring + first_slot * SLOT_BYTES, tiles + w * k_blocks * QUERY_BYTES,
+                         shared_address(control.full + first_slot), shared_address(control.empty + first_slot),
+                         shared_address(control.tiles + first_slot), k_blocks, w, {0, 0}, 0, {0, 0, 0, 0}, false};
     consumer.run();
   }
 }

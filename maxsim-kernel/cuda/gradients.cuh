@@ -28,4 +28,5 @@ struct GradientParams {
   u64 gradient_stride;    // elements
   float* scratch;         // partial sums of the queries' gradient, or f32 sums of the documents'
   u32 splits;             // of the documents that a query meets
+  u32 behind_queries;     // documents: nonzero when the launch before this one is of the queries' gradient, which it need not wait for
 };

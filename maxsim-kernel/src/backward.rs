@@ -4,11 +4,10 @@ use kernel_core::Gpu;
 
 use crate::error::Result;
 use crate::kernels::{
-    BackwardDocs, BackwardQueries, FinishGradients, FinishParams, GradientParams, ItemsArg, MeetingsArg, SURE_STEPS,
+    BackwardDocs, BackwardQueries, Choosers, FinishGradients, FinishParams, GradientParams, ItemsArg, MeetingsArg,
     TextsArg,
 };
 use crate::problem::{BackwardRoute, Pairing, Problem};
-use crate::programs::OWNED;
 use crate::rows::RowAccess;
 use crate::workspace::splits;
 
@@ -40,14 +39,14 @@ pub(crate) struct Backward {
     route: BackwardRoute,
     gpu: Gpu,
     splits: usize,
-    owned: Option<usize>,
+    choosers: Choosers,
     /// Loaded when first used: a plan for scores alone compiles none.
     kernels: Vec<Kernels>,
 }
 
 impl Backward {
     pub(crate) fn new(gpu: &Gpu, route: BackwardRoute, problem: &Problem) -> Self {
-        Self { route, gpu: gpu.clone(), splits: splits(problem), owned: owned(problem), kernels: Vec::new() }
+        Self { route, gpu: gpu.clone(), splits: splits(problem), choosers: choosers(problem), kernels: Vec::new() }
     }
 
     pub(crate) fn route(&self) -> BackwardRoute {
@@ -64,7 +63,7 @@ impl Backward {
                     access,
                     queries: BackwardQueries::new(gpu, dtype, access, false)?,
                     both: unified.then(|| BackwardQueries::new(gpu, dtype, access, true)).transpose()?,
-                    docs: BackwardDocs::new(gpu, dtype, access, self.owned)?,
+                    docs: BackwardDocs::new(gpu, dtype, access, self.choosers)?,
                     finish: FinishGradients::new(gpu, dtype, access)?,
                 });
                 self.kernels.len() - 1
@@ -96,6 +95,7 @@ impl Backward {
             gradient_stride: call.gradients[side].1,
             scratch: call.scratch,
             splits: splits as u32,
+            behind_queries: u32::from(side == 1 && wants_queries),
         };
         let finish = |side: usize, tokens: usize, splits: usize| FinishParams {
             texts: call.texts[side],
@@ -140,13 +140,13 @@ impl Backward {
     }
 }
 
-/// Document tokens of a block of `backward_docs`, or `None` where the lists may not fit at once.
-fn owned(problem: &Problem) -> Option<usize> {
+/// How many query tokens may choose in one document.
+fn choosers(problem: &Problem) -> Choosers {
     let steps = problem.queries.longest().div_ceil(32);
     match &problem.pairing {
-        Pairing::Cross => (problem.queries.count() * steps <= SURE_STEPS).then_some(OWNED[0]),
-        Pairing::Candidates { .. } | Pairing::Pairs => (steps <= SURE_STEPS).then_some(OWNED[1]),
+        Pairing::Cross => Choosers::of_steps(problem.queries.count() * steps),
+        Pairing::Candidates { .. } | Pairing::Pairs => Choosers::of_steps(steps),
         // A document may stand in the list any number of times.
-        Pairing::List(_) => None,
+        Pairing::List(_) => Choosers::Any,
     }
 }

@@ -3,7 +3,7 @@
 use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
-use crate::kernels::Shape;
+use crate::kernels::{Choosers, Shape};
 use crate::rows::RowAccess;
 
 const HEADERS: &[(&str, &str)] = &[
@@ -31,10 +31,6 @@ program!(TOP_K, "top_k");
 program!(BACKWARD_QUERIES, "backward_queries");
 program!(BACKWARD_DOCS, "backward_docs");
 program!(FINISH_GRADIENTS, "finish_gradients");
-
-/// Document tokens that a block of `backward_docs` owns when the lists always fit at once: in a cross, where many query tokens meet a
-/// document, and elsewhere.
-pub(crate) const OWNED: [usize; 2] = [64, 256];
 
 fn row_defines(dtype: DType, access: RowAccess) -> Vec<(&'static str, String)> {
     vec![
@@ -98,12 +94,13 @@ pub(crate) fn backward_queries(dtype: DType, access: RowAccess, docs: bool) -> V
     }
 }
 
-/// `owned`: document tokens of a block, or `None` where lists may not fit at once.
-pub(crate) fn backward_docs(dtype: DType, access: RowAccess, owned: Option<usize>) -> Variant {
+pub(crate) fn backward_docs(dtype: DType, access: RowAccess, choosers: Choosers) -> Variant {
     let mut defines = row_defines(dtype, access);
-    defines.push(("OWNED", format!("{}u", owned.unwrap_or_else(|| access.batched_tokens(dtype)))));
-    defines.push(("BATCHED", flag(owned.is_none())));
-    defines.push(("BLOCK_WARPS", access.block_warps(dtype).to_string()));
+    defines.push(("OWNED", format!("{}u", choosers.owned(dtype, access))));
+    defines.push(("CAPACITY", format!("{}u", choosers.capacity())));
+    defines.push(("BATCHED", flag(choosers == Choosers::Any)));
+    defines.push(("BLOCK_WARPS", choosers.warps(dtype, access).to_string()));
+    defines.push(("RESIDENT", choosers.resident(dtype, access).to_string()));
     Variant {
         program: &BACKWARD_DOCS,
         entry: "maxsim_backward_docs",
@@ -133,8 +130,8 @@ pub fn variants() -> Vec<Variant> {
             for docs in [false, true] {
                 all.push(backward_queries(dtype, access, docs));
             }
-            for owned in [None, Some(OWNED[0]), Some(OWNED[1])] {
-                all.push(backward_docs(dtype, access, owned));
+            for choosers in Choosers::ALL {
+                all.push(backward_docs(dtype, access, choosers));
             }
             for entry in ["maxsim_finish", "maxsim_clear"] {
                 all.push(finish_gradients(dtype, access, entry));

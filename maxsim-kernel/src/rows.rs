@@ -34,21 +34,6 @@ impl RowAccess {
     pub(crate) fn width(&self, dtype: DType) -> usize {
         self.lanes * self.slices * if self.vectorized { 16 / dtype.size_bytes() } else { 1 }
     }
-
-    /// Warps of a block of `backward_docs.cu`.
-    pub(crate) fn block_warps(&self, dtype: DType) -> usize {
-        if self.width(dtype) > 128 { 8 } else { 16 }
-    }
-
-    /// Document tokens that a block of `backward_docs.cu` owns when their f32 sums must lie in shared memory, beside its lists within the
-    /// 99 KB that every GPU from sm_80 has.
-    pub(crate) fn batched_tokens(&self, dtype: DType) -> usize {
-        match self.width(dtype) {
-            0..=128 => 64,
-            129..=256 => 32,
-            _ => 4,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -67,6 +52,5 @@ mod tests {
             }
         }
         assert_eq!(RowAccess::choose(DType::Bf16, 128, true).lanes, 16);
-        assert_eq!(RowAccess::choose(DType::Bf16, 1024, true).batched_tokens(DType::Bf16), 4);
     }
 }

@@ -10,7 +10,7 @@ mod prepare;
 mod settle;
 mod top_k;
 
-pub(crate) use backward_docs::{BackwardDocs, SURE_STEPS};
+pub(crate) use backward_docs::{BackwardDocs, Choosers};
 pub(crate) use backward_queries::BackwardQueries;
 pub(crate) use finish_gradients::{FinishGradients, FinishParams};
 pub(crate) use forward_portable::ForwardPortable;

@@ -83,6 +83,7 @@ pub(crate) struct GradientParams {
     pub(crate) gradient_stride: u64,
     pub(crate) scratch: u64,
     pub(crate) splits: u32,
+    pub(crate) behind_queries: u32,
 }
 
 // SAFETY: plain data, laid out as the kernels' structs.
