@@ -26,36 +26,57 @@ pub(crate) struct Blocks {
 /// What bounds a block.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
-    /// Elements, at most (one row chunk of one tile column at least).
+    /// Elements, at most (one tile at least).
     pub(crate) elements: usize,
     /// Columns, at most.
     pub(crate) cols: usize,
-    /// Tile rows that `Chunk::Auto` chooses from.
+    /// Tile rows that are chosen from, where [`Chunk`] does not name them.
     pub(crate) row_tiles: RangeInclusive<usize>,
 }
 
+/// What the start and the end of a launch cost, as so many features of a tile's product (about 7 µs on an H200).
+const LAUNCH: usize = 1200;
+
 impl Blocks {
-    /// `Auto` rows: the gradient of a row chunk is a matrix of (rows / 128) · ceil(dim / 128) tiles, which `sms` SMs work off in waves; of the
-    /// sizes allowed the one is taken whose waves over all chunks are fewest (measured on an H200: 4,224 to 11,264 rows
-    /// differ by under 3% when waves are full, and lose up to 20% when they are not).
-    pub(crate) fn choose(problem: &Problem, chunk: Chunk, limits: &Limits, sms: usize) -> Self {
-        let all_rows = problem.rows.div_ceil(TILE);
+    /// The cheapest blocks within the limits. Every product of a block is a grid of tiles that `sms` SMs work off in waves, each as long as the
+    /// product's sum; launches cost their ends. Measured on an H200, this orders block shapes rightly from 4096 × 4096 to one block of all pairs.
+    /// `both`: a block gives both gradients, not only that of its rows.
+    pub(crate) fn choose(problem: &Problem, chunk: Chunk, limits: &Limits, both: bool, sms: usize) -> Self {
+        let (all_rows, all_cols) = (problem.rows.div_ceil(TILE), problem.cols.div_ceil(TILE));
+        let width = problem.dim.div_ceil(TILE);
+        let cost = |rows: usize, cols: usize| {
+            let launch = |tiles: usize, sum: usize| tiles.div_ceil(sms) * sum + LAUNCH;
+            let block = |rows: usize, cols: usize| {
+                let cols_gradient = if both { launch(cols * width, rows * TILE) } else { 0 };
+                launch(rows * cols, problem.dim) + launch(rows * width, cols * TILE) + cols_gradient
+            };
+            let (rows_left, cols_left) = (all_rows % rows, all_cols % cols);
+            let of_chunk = |rows: usize| {
+                let rest = if cols_left > 0 { block(rows, cols_left) } else { 0 };
+                (all_cols / cols) * block(rows, cols) + rest
+            };
+            (all_rows / rows) * of_chunk(rows) + if rows_left > 0 { of_chunk(rows_left) } else { 0 }
+        };
         let row_tiles = match chunk {
-            Chunk::Rows(rows) => rows.clamp(1, problem.rows).div_ceil(TILE),
-            Chunk::Auto if all_rows <= *limits.row_tiles.end() => all_rows,
-            Chunk::Auto => {
-                let width = problem.dim.div_ceil(TILE);
-                let waves = |tiles: usize| (tiles * width).div_ceil(sms);
-                let cost = |tiles: usize| all_rows / tiles * waves(tiles) + waves(all_rows % tiles);
-                limits.row_tiles.clone().rev().min_by_key(|tiles| cost(*tiles)).unwrap_or(all_rows)
+            Chunk::Rows(rows) => {
+                let tiles = rows.clamp(1, problem.rows).div_ceil(TILE);
+                tiles..=tiles
+            }
+            Chunk::Auto | Chunk::Workspace(_) => {
+                let most = all_rows.min(*limits.row_tiles.end());
+                all_rows.min(*limits.row_tiles.start())..=most
             }
         };
-        let rows = row_tiles * TILE;
-        let all_cols = problem.cols.div_ceil(TILE);
-        let most = ((limits.elements / rows).min(limits.cols) / TILE).max(1);
-        // Equal parts rather than full ones and a remainder.
-        let col_tiles = all_cols.div_ceil(all_cols.div_ceil(most));
-        Self { rows, cols: col_tiles * TILE }
+        let (rows, cols) = row_tiles
+            .flat_map(|rows| {
+                let most = (limits.elements / (rows * TILE)).min(limits.cols) / TILE;
+                let parts = all_cols.div_ceil(most.max(1));
+                // Equal parts rather than full ones and a remainder.
+                (parts..parts + 4).map(move |parts| (rows, all_cols.div_ceil(parts)))
+            })
+            .min_by_key(|&(rows, cols)| (cost(rows, cols), rows * cols, rows))
+            .unwrap_or((all_rows, all_cols));
+        Self { rows: rows * TILE, cols: cols * TILE }
     }
 
     /// Elements of a block, whole tiles.
@@ -97,7 +118,7 @@ mod tests {
             for chunk in [Chunk::Auto, Chunk::Rows(1), Chunk::Rows(300), Chunk::Rows(usize::MAX)] {
                 for budget in [1, 1 << 20, 92 << 20] {
                     let problem = problem(n, m, dim);
-                    let blocks = Blocks::choose(&problem, chunk, &limits(budget), 132);
+                    let blocks = Blocks::choose(&problem, chunk, &limits(budget), true, 132);
                     let mut pairs = 0u64;
                     let mut last = None;
                     for block in blocks.iter(&problem) {
@@ -123,7 +144,7 @@ mod tests {
 
     #[test]
     fn automatic_chunks_fill_waves() {
-        let rows = |dim| Blocks::choose(&problem(65536, 65536, dim), Chunk::Auto, &limits(96 << 20), 132).rows;
+        let rows = |dim| Blocks::choose(&problem(65536, 65536, dim), Chunk::Auto, &limits(96 << 20), true, 132).rows;
         for dim in [512, 768, 1024, 1152] {
             let tiles = rows(dim) / TILE * dim.div_ceil(TILE);
             let waste = 1.0 - tiles as f64 / (tiles.div_ceil(132) * 132) as f64;
@@ -134,7 +155,7 @@ mod tests {
     #[test]
     fn small_problems_are_one_block() {
         let one = problem(5, 3, 9);
-        assert_eq!(Blocks::choose(&one, Chunk::Auto, &limits(1 << 20), 132), Blocks { rows: 128, cols: 128 });
-        assert_eq!(Blocks::choose(&one, Chunk::Rows(1), &limits(1 << 20), 132).iter(&one).count(), 1);
+        assert_eq!(Blocks::choose(&one, Chunk::Auto, &limits(1 << 20), true, 132), Blocks { rows: 128, cols: 128 });
+        assert_eq!(Blocks::choose(&one, Chunk::Rows(1), &limits(1 << 20), true, 132).iter(&one).count(), 1);
     }
 }

@@ -2,12 +2,12 @@
 
 use kernel_core::{Arch, DType, DeviceInfo};
 
-use crate::blocks::{Blocks, Limits};
+use crate::blocks::{Blocks, Limits, TILE};
 use crate::error::Result;
 use crate::io::Alignment;
 use crate::kernels::{LogitsPortable, LogitsSm90, LogitsSplit, PairsF32};
-use crate::problem::{Options, Problem, Route};
-use crate::workspace::pads;
+use crate::problem::{Chunk, Options, Problem, Route, shape};
+use crate::workspace::{Regions, pads};
 
 /// The kernels behind a plan: a [`Route`](crate::Route) resolved for a device and a dtype.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,9 +21,9 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    /// The blocks of a route. `Sm90`: 185 MB, 11,264 × 8,192 pairs at D = 768, keep the step of B = 65,536 in 0.62 GB above its inputs; half as large
-    /// loses 6 to 14%, and blocks small enough for L2 lose 15% in the ends of their launches (H200). The others spend more time per block and take
-    /// less. `low_memory`: a block of 26 MB and a row chunk whose gradient fills the SMs once.
+    /// What bounds the blocks of a route; among those that fit, [`Blocks::choose`] takes the cheapest. `Sm90`: 185 MB of G keep the step of
+    /// B = 65,536 in 0.62 GB above its inputs; half as much loses 6 to 14%, and blocks small enough for L2 lose 15% in the ends of their
+    /// launches (H200). The others spend more time per block and take less. `low_memory`: a block of 26 MB.
     ///
     /// A true f32 product adds up all of a block's columns one after another; blocks are added to each other, which keeps the error of d_img
     /// near 1e-6 for any number of texts.
@@ -142,18 +142,33 @@ impl Design {
         }
         let engine = resolve(info.arch(), problem.dtype, options.route)?;
         let low_memory = options.route == Route::LowMemory;
-        let limits = engine.limits(low_memory);
-        let pass = |problem: Problem| Pass {
-            problem,
-            blocks: Blocks::choose(&problem, options.chunk, &limits, info.sm_count as usize),
-        };
+        let two_passes = low_memory && engine != Engine::F32;
         let route = match engine {
             _ if matches!(options.route, Route::LowMemory | Route::Fp8) => options.route,
             Engine::Sm90 | Engine::Split => Route::Chunked,
             Engine::Portable | Engine::F32 => Route::Portable,
         };
-        let texts = (low_memory && engine != Engine::F32).then(|| pass(problem.mirrored()));
-        Ok(Self { engine, route, images: pass(*problem), texts })
+        let within = |limits: &Limits| {
+            let pass = |problem: Problem| Pass {
+                problem,
+                blocks: Blocks::choose(&problem, options.chunk, limits, !two_passes, info.sm_count as usize),
+            };
+            Self { engine, route, images: pass(*problem), texts: two_passes.then(|| pass(problem.mirrored())) }
+        };
+        let mut limits = engine.limits(low_memory);
+        let Chunk::Workspace(most) = options.chunk else { return Ok(within(&limits)) };
+        limits.row_tiles = 1..=*limits.row_tiles.end();
+        loop {
+            let design = within(&limits);
+            let bytes = Regions::layout(&design, info).0.total();
+            if bytes <= most {
+                return Ok(design);
+            }
+            if limits.elements < TILE * TILE {
+                return Err(shape("chunk", format!("a workspace of {most} bytes"), format!("{bytes} bytes at least")));
+            }
+            limits.elements -= limits.elements.div_ceil(16);
+        }
     }
 
     /// How the row side's gradient of a pass comes about.
@@ -194,5 +209,39 @@ mod tests {
         }
         let message = |arch, dtype| resolve(arch, dtype, Route::Fp8).unwrap_err().to_string();
         assert!(message(ada, DType::Bf16).contains("sm_89") && message(hopper, DType::F32).contains("f32"));
+    }
+
+    fn h200() -> DeviceInfo {
+        DeviceInfo {
+            name: "NVIDIA H200".to_owned(),
+            ordinal: 0,
+            compute_capability: (9, 0),
+            sm_count: 132,
+            l2_bytes: 60 << 20,
+            shared_bytes_optin: 232_448,
+            total_bytes: 141 << 30,
+            driver_version: 13_000,
+        }
+    }
+
+    #[test]
+    fn a_workspace_that_is_given_is_kept_to() {
+        for route in [Route::Auto, Route::Portable, Route::LowMemory] {
+            for (batch, dim, dtype) in [(8192, 768, DType::Bf16), (20_000, 100, DType::F16), (5000, 65, DType::F32)] {
+                let problem = Problem::square(batch, dim, dtype);
+                let bytes = |chunk| {
+                    let design = Design::new(&h200(), &problem, &Options { route, chunk })?;
+                    Ok(Regions::layout(&design, &h200()).0.total())
+                };
+                let auto: usize = bytes(Chunk::Auto).unwrap();
+                for most in [auto, auto / 5 * 4] {
+                    let taken = bytes(Chunk::Workspace(most)).unwrap();
+                    assert!(taken <= most && taken > most / 4, "{route} {batch} {dim} {dtype}: {taken} of {most}");
+                }
+                let refused: Result<usize> = bytes(Chunk::Workspace(1000));
+                let message = refused.unwrap_err().to_string();
+                assert!(message.contains("1000 bytes") && message.contains("at least"), "{message}");
+            }
+        }
     }
 }

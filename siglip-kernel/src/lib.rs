@@ -31,7 +31,7 @@
 //! | | flop | device memory beside inputs and gradients |
 //! |---|---|---|
 //! | loss | 2·N·M·D | as below: a plan is made for both calls |
-//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (185 MB on Hopper at most, when [`Chunk::Auto`] chooses), f32 sums of the gradients that need several blocks, padded copies if D asks for them |
+//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (185 MB on Hopper at most when [`Chunk::Auto`] chooses, what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them |
 //!
 //! f32 on Hopper takes three times the flop on tensor cores, and both inputs once more for their planes; its blocks are 268 MB at most.
 //!

@@ -149,14 +149,16 @@ impl FromStr for Route {
     }
 }
 
-/// How many image rows a block has.
+/// How large blocks are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Chunk {
     /// Chosen for the device.
     #[default]
     Auto,
-    /// This many, rounded up to whole tiles of 128.
+    /// Blocks of this many image rows, rounded up to whole tiles of 128.
     Rows(usize),
+    /// The fastest blocks with which the workspace ([`Plan::workspace_bytes`](crate::Plan::workspace_bytes)) takes at most this many bytes.
+    Workspace(usize),
 }
 
 /// How to compute it; the default is right for nearly everyone.
@@ -164,7 +166,7 @@ pub enum Chunk {
 pub struct Options {
     /// Which kernels.
     pub route: Route,
-    /// Image rows of a block.
+    /// How large its blocks are.
     pub chunk: Chunk,
 }
 

@@ -5,7 +5,7 @@ use siglip_kernel::{Chunk, Options, Positives};
 
 use crate::case::Case;
 use crate::compare::check_unit;
-use crate::support::per_dtype;
+use crate::support::{gpu, per_dtype};
 
 /// 16-bit gradients of pairs without positives are small; a loss scale keeps them out of f16's subnormals, as it does in training.
 const LOSS_SCALE: f32 = 4096.0;
@@ -54,6 +54,19 @@ fn chunks<T: Element>() {
         ..Case::new(700, 450, 48)
     });
     check_unit::<T>(cases);
+}
+
+/// Blocks small enough for the workspace that is allowed.
+fn workspaces<T: Element>() {
+    let Some(gpu) = gpu() else { return };
+    let case = Case { positives: Positives::Diagonal { offset: -77 }, ..Case::new(3000, 2500, 40) };
+    let whole = siglip_kernel::workspace_bytes(&gpu, &case.problem::<T>(), &case.options).unwrap();
+    for most in [whole, whole / 5 * 4, whole / 2] {
+        let options = Options { chunk: Chunk::Workspace(most), ..Options::default() };
+        let taken = siglip_kernel::workspace_bytes(&gpu, &case.problem::<T>(), &options).unwrap();
+        assert!(taken <= most, "{taken} of {most}");
+        check_unit::<T>([Case { options, ..case }]);
+    }
 }
 
 /// Several column blocks of every route: a row chunk of 20 rows rounds up to 128, of which the largest budget holds 720,896 columns.
@@ -107,4 +120,4 @@ fn zero_upstream<T: Element>() {
     check_unit::<T>([Case { upstream: 0.0, ..Case::new(130, 200, 24) }]);
 }
 
-per_dtype!(shapes, offsets, chunks, column_blocks, strides, scalars, zero_upstream);
+per_dtype!(shapes, offsets, chunks, workspaces, column_blocks, strides, scalars, zero_upstream);

@@ -75,6 +75,12 @@ impl BenchProblem {
         if self.op == Op::Step { 2 * inputs } else { inputs }
     }
 
+    /// The workspace in bytes with which ours takes half of what siglip-kernel 0.1.2's `auto` takes above the inputs (25.3 B D at D = 768 and
+    /// B from 8,192 to 131,072, of which 4 B D are the gradients).
+    pub(crate) fn half_of_peer(&self) -> usize {
+        self.b * self.d * 86 / 10
+    }
+
     pub(crate) fn for_peers(&self) -> Value {
         json!({
             "op": self.op.name(),

@@ -1,7 +1,7 @@
 //! Races the contenders on each problem and turns the measurements into rows.
 
 use super::contenders::{BareProducts, Ours};
-use super::problems::{BIAS, BenchProblem, LOG_TEMP, problems};
+use super::problems::{BIAS, BenchProblem, LOG_TEMP, Op, problems};
 use crate::bench::contender::{Contender, Measurement};
 use crate::bench::setting::{Setting, Subject, missing_line};
 use crate::results::BenchRow;
@@ -10,7 +10,7 @@ use anyhow::Result;
 use half::{bf16, f16};
 use kernel_core::DType;
 use reference_cpu::siglip::SiglipParams;
-use siglip_kernel::{Plan, Route};
+use siglip_kernel::{Chunk, Options, Plan, Route};
 use std::cell::RefCell;
 
 /// Runs every problem; `done` gets the rows of each as soon as it is measured, `say` a line for the log.
@@ -60,6 +60,16 @@ fn run_problem<T: Number>(
                 }
             }
             Err(error) => missing(&format!("ours {route}"), &error.to_string()),
+        }
+    }
+    if op == Op::Step && dtype != DType::F32 {
+        let options = Options { chunk: Chunk::Workspace(problem.half_of_peer()), ..Options::default() };
+        match Plan::new(gpu, call.borrow().problem, options) {
+            Ok(plan) => {
+                let route = format!("{} in half the peer's memory", plan.route());
+                contenders.push(Box::new(Ours { plan, op, auto: false, route, call: &call, stopwatch }));
+            }
+            Err(error) => missing("ours in half the peer's memory", &error.to_string()),
         }
     }
     if setting.peers.is_some() {
