@@ -154,6 +154,9 @@ pub fn variants() -> Vec<Variant> {
                 for (save, bias) in [(false, false), (false, true), (true, false), (true, true)] {
                     let problem = Problem::new(1, 1, 1, dtype).with_layout(layout).with_gate(gate).with_bias(bias);
                     all.push(forward_sm90(&problem, save, CLUSTER));
+                    if !save {
+                        all.push(forward_sm90(&problem, save, 1));
+                    }
                 }
             }
             for kind in TOKENS {

@@ -93,6 +93,15 @@ fn larger_problems_in_every_mode() {
 }
 
 #[test]
+fn operands_beyond_the_cache_work() {
+    let Some(gpu) = gpu() else { return };
+    let outputs = (gpu.info().l2_bytes / 2 / 1032 / 4).next_multiple_of(8) + 8;
+    for layout in [Layout::Packed(Order::GateFirst), Layout::Linear(Order::GateSecond)] {
+        check::<bf16, bf16>(&gpu, &Case { size: [300, 1032, outputs], layout, bias: true, ..PLAIN }, false);
+    }
+}
+
+#[test]
 fn a_recomputing_backward_holds_a_slice_at_a_time() {
     let Some(gpu) = gpu() else { return };
     let [m, k, n] = [16_500, 40, 2200];
