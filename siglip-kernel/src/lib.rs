@@ -49,6 +49,8 @@
 //! | [`Portable`](Route::Portable) | f32 | sm_80 and newer | cuBLASLt in true f32 (no TF32), one pass for loss and q |
 //! | [`LowMemory`](Route::LowMemory) | all | sm_80 and newer | 16-bit: a second pass with texts as rows instead of f32 sums for them; f32: as `Portable`; all: small blocks |
 //!
+//! How many rows a block has is chosen by a rule ([`Chunk::Auto`]), or measured on the device and remembered by [`tune`].
+//!
 //! [`Auto`](Route::Auto) takes `Chunked`, which on a GPU without warpgroup products is `Portable`.
 //!
 //! # Numerics
@@ -151,6 +153,7 @@ mod plan;
 mod problem;
 mod programs;
 mod simple;
+mod tune;
 mod workspace;
 
 pub use kernel_core;
@@ -162,6 +165,7 @@ pub use plan::{Plan, workspace_bytes};
 pub use problem::{Chunk, Options, Positives, Problem, Route};
 pub use programs::variants;
 pub use simple::{Gradients, forward, forward_backward};
+pub use tune::{tune, tune_in};
 
 /// The README's examples, compiled with the documentation tests.
 #[cfg(doctest)]

@@ -11,3 +11,4 @@ mod memory_errors;
 mod repeat;
 mod simple;
 mod support;
+mod tune;
