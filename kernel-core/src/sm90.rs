@@ -16,20 +16,6 @@ const SHARED_BYTES: u32 = 232_448;
 /// Warps of a block that hold accumulators: each has a slot of its own in per-warp results.
 pub const CONSUMER_WARPS: usize = 8;
 
-/// `Segment` of the header: displacement of both operands, in elements along K and along M or N.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// Of A along K.
-    pub a_k: i32,
-    /// Of A along M.
-    pub a_mn: i32,
-    /// Of B along K.
-    pub b_k: i32,
-    /// Of B along N.
-    pub b_mn: i32,
-}
-
 /// `GemmShape` of the header.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +28,6 @@ pub struct GemmShape {
     b_mn: i32,
     b_k: i32,
     band: u32,
-    segments: u32,
-    segment: [Segment; 6],
 }
 
 // SAFETY: plain data, laid out as the header's struct of the same fields.
@@ -61,8 +45,6 @@ impl GemmShape {
             b_mn: 0,
             b_k: 0,
             band: band.max(1),
-            segments: 1,
-            segment: [Segment::default(); 6],
         }
     }
 
@@ -178,8 +160,8 @@ mod tests {
 
     #[test]
     fn the_shape_is_laid_out_as_the_header_says() {
-        assert_eq!(size_of::<GemmShape>(), 9 * 4 + 6 * 16);
-        assert_eq!(std::mem::offset_of!(GemmShape, segment), 36);
+        assert_eq!(size_of::<GemmShape>(), 8 * 4);
+        assert_eq!(std::mem::offset_of!(GemmShape, band), 28);
         assert_eq!(GemmShape::new(129, 128, 8, 0).tiles(), 2);
         assert_eq!(GemmShape::new(129, 192, 8, 0).tiles_of([128, 192]), 2);
         assert_eq!(GemmShape::new(129, 128, 8, 0).band, 1);

@@ -25,21 +25,12 @@
 // How an operand lies in memory: K_MAJOR has K contiguous ([M, K] or [N, K]), MN_MAJOR has M or N contiguous ([K, M] or [K, N]).
 enum class Major { K, MN };
 
-// A product may be a sum over several pairs of operand planes (an f32 operand split into bf16 parts, say): segment s reads both operands
-// displaced by these many elements. A plain product has one segment of zeros.
-struct Segment {
-  int a_k, a_mn, b_k, b_mn;
-};
-constexpr u32 MAX_SEGMENTS = 6;
-
 enum class Schedule { PING_PONG, COOPERATIVE };
 
 struct GemmShape {
   u32 m, n, k;               // of this launch
   int a_mn, a_k, b_mn, b_k;  // where this launch's block begins in the matrices behind the tensor maps
   u32 band;                  // of TileOrder
-  u32 segments;
-  Segment segment[MAX_SEGMENTS];
 };
 
 // STAGING_BYTES: shared memory that each consumer's epilogue may use.
@@ -141,7 +132,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
       if (threadIdx.x == 0) produce(map_a, source_b, shape, order, k_blocks, rank);
     } else {
       registers_grow<232>();
-      consume<SourceB::OUTPUT_N>(order, k_blocks * shape.segments, rank, warpgroup - 1, epilogue);
+      consume<SourceB::OUTPUT_N>(order, k_blocks, rank, warpgroup - 1, epilogue);
     }
     if constexpr (CLUSTER > 1) cluster_sync();  // no CTA leaves while another may still signal its barriers
   }
@@ -194,16 +185,13 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
     for (u32 t = blockIdx.x / CLUSTER; t < order.count(); t += gridDim.x / CLUSTER) {
       const TileOrder::Tile tile = order.at(t);
       const int m0 = shape.a_mn + (int)((tile.row * CLUSTER + rank) * TILE_M), n0 = shape.b_mn + (int)(tile.col * SourceB::OUTPUT_N);
-      for (u32 s = 0; s < shape.segments; ++s) {
-        const Segment shift = shape.segment[s];
-        for (u32 k = 0; k < k_blocks; ++k) {
-          const u32 barrier = full + 8 * at.stage, to_a = a + at.stage * A_BYTES, to_b = b + at.stage * B_BYTES;
-          mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
-          mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
-          load_a(to_a, map_a, barrier, m0 + shift.a_mn, shape.a_k + shift.a_k + (int)(k * TILE_K));
-          source_b.load(to_b, barrier, n0 + shift.b_mn, shape.b_k + shift.b_k + (int)(k * TILE_K), rank);
-          at.next();
-        }
+      for (u32 k = 0; k < k_blocks; ++k) {
+        const u32 barrier = full + 8 * at.stage, to_a = a + at.stage * A_BYTES, to_b = b + at.stage * B_BYTES;
+        mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
+        mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
+        load_a(to_a, map_a, barrier, m0, shape.a_k + (int)(k * TILE_K));
+        source_b.load(to_b, barrier, n0, shape.b_k + (int)(k * TILE_K), rank);
+        at.next();
       }
     }
     // Every consumer's last arrival must land before this CTA may exit.
