@@ -36,16 +36,7 @@ unsafe impl KernelArg for GemmShape {}
 impl GemmShape {
     /// An `m` × `n` block of products over `k`, from the matrices' first element on, walked in bands of `band` tile rows.
     pub fn new(m: usize, n: usize, k: usize, band: u32) -> Self {
-        Self {
-            m: m as u32,
-            n: n as u32,
-            k: k as u32,
-            a_mn: 0,
-            a_k: 0,
-            b_mn: 0,
-            b_k: 0,
-            band: band.max(1),
-        }
+        Self { m: m as u32, n: n as u32, k: k as u32, a_mn: 0, a_k: 0, b_mn: 0, b_k: 0, band: band.max(1) }
     }
 
     /// The same with A's block beginning at row (or column) `mn` and depth `k` of the matrix behind its map.
@@ -116,12 +107,19 @@ impl MatrixAt {
         self.map([STAGE_ROW_BYTES / self.dtype.size_bytes(), TILE / share])
     }
 
-    /// The map of an operand stored with M or N contiguous: boxes of 64 16-bit elements along it and 64 along K. The split mainloop reads both
-    /// majors through it.
+    /// The map of an operand stored with M or N contiguous: boxes of 64 16-bit elements along it and 64 along K.
     ///
     /// # Errors
     /// As [`TensorMap::tiled`].
     pub fn mn_major(&self) -> Result<TensorMap> {
+        self.map([64, 64])
+    }
+
+    /// The map of both planes of an operand of the split mainloop, of either major: boxes of 64 × 64.
+    ///
+    /// # Errors
+    /// As [`TensorMap::tiled`].
+    pub fn planes(&self) -> Result<TensorMap> {
         self.map([64, 64])
     }
 
@@ -131,14 +129,6 @@ impl MatrixAt {
     /// As [`TensorMap::tiled`].
     pub fn warp_store(&self) -> Result<TensorMap> {
         self.map([STAGE_ROW_BYTES / self.dtype.size_bytes(), 16])
-    }
-
-    /// The same with boxes of 8 rows.
-    ///
-    /// # Errors
-    /// As [`TensorMap::tiled`].
-    pub fn half_warp_store(&self) -> Result<TensorMap> {
-        self.map([STAGE_ROW_BYTES / self.dtype.size_bytes(), 8])
     }
 
     fn map(&self, tile: [usize; 2]) -> Result<TensorMap> {

@@ -9,9 +9,10 @@
 struct LogitsSplitParams {
   ScalarArg log_temp, bias;
   const float *img_inverse, *txt_inverse;  // 1 / scale of every 64 rows, from the block's first on
+  u16* g;                                  // the high plane, whole tiles of 128 x 128; the low one g_plane rows below
+  u64 g_stride, g_plane;
   float* g_inverse;                        // of every 64 x 64 pairs: row by row of the block, g_inverse_stride apart
-  u32 g_inverse_stride;
-  u32 g_plane;      // rows between G's planes
+  u64 g_inverse_stride;
   float* positive;  // q of positive pairs, by row of the block
   u32 first;        // 1: this launch opens the sums, 0: it adds to them
   i64 diagonal;     // column - row of a positive pair, relative to this block's origin
@@ -19,15 +20,14 @@ struct LogitsSplitParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Staging: three boxes of 8 x 64 elements a warp.
-typedef SplitMainloop<Major::K, Major::K, 192, WITH_GRADIENT ? 12288 : 0> Loop;
+// Staging: 16 x 64 elements a warp.
+typedef SplitMainloop<Major::K, Major::K, 192, WITH_GRADIENT ? 8192 : 0> Loop;
 
 struct LogitsSplitEpilogue {
   static constexpr u32 PARTS = Loop::TILE_N / 64;
-  const TensorMap* map_g;
   const GemmShape& shape;
   const LogitsSplitParams& params;
-  u32 warp, lane, m0, n0, turns, box;
+  u32 warp, lane, m0, n0, turns;
   LogitConstants constants;
   LogitSums sums;
   float row_inverse, inverse[PARTS];
@@ -36,7 +36,7 @@ struct LogitsSplitEpilogue {
   DEV void open(u32 m0_, u32 n0_) {
     constexpr float LARGE = 1152921504606846976.f;  // 2^60: what is more waits for the other side's, which may make up for it
     m0 = m0_, n0 = n0_;
-    const float of_rows = params.img_inverse[m0 / 64];
+    const float of_rows = m0 < shape.m ? params.img_inverse[m0 / 64] : 1.f;
     row_inverse = fminf(of_rows, LARGE);
 #pragma unroll
     for (u32 part = 0; part < PARTS; ++part) {
@@ -47,6 +47,7 @@ struct LogitsSplitEpilogue {
   DEV float factor(u32) const { return row_inverse; }
 
   DEV void close(float (&sum)[Loop::TILE_N / 2], u32 staging, u32 scratch) {
+    if (m0 >= shape.m) return;
     const int row = (int)(m0 + warp * 16);
 #pragma unroll
     for (u32 part = 0; part < PARTS; ++part) {
@@ -59,27 +60,17 @@ struct LogitsSplitEpilogue {
       const float bound = logit_pairs<WITH_GRADIENT>(x, sums, constants, place);
       if constexpr (WITH_GRADIENT) {
         const PlaneScale scale(largest(bound, scratch));
-        if (threadIdx.x % WARPGROUP == 0) params.g_inverse[(u64)(m0 / 64) * params.g_inverse_stride + column / 64] = scale.inverse;
+        if (threadIdx.x % WARPGROUP == 0) params.g_inverse[m0 / 64 * params.g_inverse_stride + column / 64] = scale.inverse;
         u32 high[16], low[16];
 #pragma unroll
         for (u32 i = 0; i < 16; ++i) split(x[2 * i] * scale.scale, x[2 * i + 1] * scale.scale, high[i], low[i]);
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) store(i < 2 ? high : low, i % 2, staging, column, (u32)row + i % 2 * 8 + i / 2 * params.g_plane);
+        const WarpStaging stage(staging, warp);
+        u16* to = params.g + (u64)row * params.g_stride + column;
+        stage.write_16bit(stage.buffer(0), high, lane);
+        stage.copy_16bit(to, params.g_stride, stage.buffer(0), lane);
+        stage.write_16bit(stage.buffer(0), low, lane);
+        stage.copy_16bit(to + params.g_plane * params.g_stride, params.g_stride, stage.buffer(0), lane);
       }
-    }
-  }
-
-  // Eight rows of one plane, through the box whose last store lies longest back.
-  DEV void store(const u32* packed, u32 half, u32 staging, u32 column, u32 row) {
-    const WarpStaging stage(staging, 0);
-    const u32 to = staging + (warp * 3 + box) * 1024;
-    if (++box == 3) box = 0;
-    stage.acquire<2>(lane);
-    stage.write_16bit_half(to, packed, half, lane);
-    stage.publish();
-    if (lane == 0) {
-      tma::store_2d(map_g, to, (int)column, (int)row);
-      tma::commit();
     }
   }
 
@@ -95,7 +86,6 @@ struct LogitsSplitEpilogue {
   }
 
   DEV void finish() {
-    if (WITH_GRADIENT && lane == 0) tma::wait_all();
     const double totals[3] = {warp_sum(sums.loss), warp_sum(sums.q), warp_sum(sums.q_x)};
     if (lane != 0) return;
     double* slot = params.sums + (u64)(blockIdx.x * 8 + threadIdx.x / WARP - 4) * 3;
@@ -105,11 +95,10 @@ struct LogitsSplitEpilogue {
 };
 
 KERNEL __launch_bounds__(Loop::THREADS, 1)
-siglip_logits_split(const __grid_constant__ TensorMap img, const __grid_constant__ TensorMap txt, const __grid_constant__ TensorMap g,
-                    const __grid_constant__ GemmShape shape, const __grid_constant__ SplitPlanes planes,
-                    const __grid_constant__ LogitsSplitParams params) {
+siglip_logits_split(const __grid_constant__ TensorMap img, const __grid_constant__ TensorMap txt, const __grid_constant__ GemmShape shape,
+                    const __grid_constant__ SplitPlanes planes, const __grid_constant__ LogitsSplitParams params) {
   extern __shared__ __align__(1024) u8 shared[];
-  LogitsSplitEpilogue epilogue = {&g, shape, params, threadIdx.x / WARP % 4, threadIdx.x % WARP, 0, 0, 0, 0, {}, {}, 0.f, {}};
+  LogitsSplitEpilogue epilogue = {shape, params, threadIdx.x / WARP % 4, threadIdx.x % WARP, 0, 0, 0, {}, {}, 0.f, {}};
   Loop(shared).run(img, txt, shape, planes, epilogue);
 }
 #endif

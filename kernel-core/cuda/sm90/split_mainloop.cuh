@@ -86,7 +86,7 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
   }
 
  private:
-  // 64 rows (or columns) at a time of one plane of one stretch.
+  // One plane of one stretch, 64 rows (or columns) at a time.
   template <bool MN, u32 BOXES> static DEV void load(u32 to, const TensorMap& map, u32 barrier, int mn, int k, int plane) {
 #pragma unroll
     for (u32 i = 0; i < BOXES; ++i) {

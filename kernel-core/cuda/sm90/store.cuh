@@ -27,13 +27,18 @@ struct WarpStaging {
       store_matrix_x4(to + row * 128 + ((chunk ^ (row & 7)) << 4), packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]);
     }
   }
-  // Half of those rows, 0 or 1, as a tensor map with a {128 bytes, 8 rows} box expects them.
-  DEV void write_16bit_half(u32 to, const u32* packed, u32 half, u32 lane) const {
-    const u32 row = lane & 7;
+  // Such rows from a buffer to global memory, as whole rows of 128 bytes, without the copy engine: its queue may be long. All lanes together; the buffer
+  // is free again afterwards.
+  DEV void copy_16bit(u16* to, u64 row_stride, u32 from, u32 lane) const {
+    __syncwarp();
 #pragma unroll
-    for (u32 j = 0; j < 8; j += 4)
-      store_matrix_x4(to + row * 128 + (((j + lane / 8) ^ row) << 4), packed[2 * j + half], packed[2 * j + 2 + half], packed[2 * j + 4 + half],
-                      packed[2 * j + 6 + half]);
+    for (u32 i = 0; i < 4; ++i) {
+      const u32 row = i * 4 + lane / 8, chunk = lane % 8;
+      uint4 v;
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from + row * 128 + ((chunk ^ (row & 7)) << 4)) : "memory");
+      *reinterpret_cast<uint4*>(to + row * row_stride + chunk * 8) = v;
+    }
+    __syncwarp();
   }
   // 16 rows x 32 columns of f32.
   DEV void write_f32(u32 to, const float* acc, u32 lane) const {

@@ -59,13 +59,12 @@ pub(crate) struct SplitEngine {
     maps: Option<Maps>,
 }
 
-/// Every matrix as its readers and its writer see it.
+/// Every matrix as its readers see it.
 #[derive(Clone, Copy)]
 struct Maps {
     img: TensorMap,
     txt: TensorMap,
     g: TensorMap,
-    g_store: TensorMap,
 }
 
 impl SplitEngine {
@@ -93,12 +92,10 @@ impl SplitEngine {
             cols,
             row_stride: cols,
         };
-        let g = matrix(call.g.address, [self.blocks.rows, self.blocks.cols]);
         let maps = Maps {
-            img: matrix(call.planes.img, plane([self.problem.rows, self.problem.dim])).mn_major()?,
-            txt: matrix(call.planes.txt, plane([self.problem.cols, self.problem.dim])).mn_major()?,
-            g: g.mn_major()?,
-            g_store: g.half_warp_store()?,
+            img: matrix(call.planes.img, plane([self.problem.rows, self.problem.dim])).planes()?,
+            txt: matrix(call.planes.txt, plane([self.problem.cols, self.problem.dim])).planes()?,
+            g: matrix(call.g.address, [self.blocks.rows, self.blocks.cols]).planes()?,
         };
         self.maps = Some(maps);
         Ok(maps)
@@ -143,9 +140,11 @@ impl Engine for SplitEngine {
             bias: call.bias,
             img_inverse: Self::scales(call.planes.img_inverse, block.row),
             txt_inverse: Self::scales(call.planes.txt_inverse, block.col),
+            g: call.g.address,
+            g_stride: call.g.row_stride as u64,
+            g_plane: g as u64,
             g_inverse: call.planes.g_inverse,
-            g_inverse_stride: (self.blocks.cols / SCALE_ROWS) as u32,
-            g_plane: g as u32,
+            g_inverse_stride: (self.blocks.cols / SCALE_ROWS) as u64,
             positive: call.positive + (block.row * size_of::<f32>()) as u64,
             first: u32::from(block.row == 0 && block.col == 0),
             diagonal: call.diagonal(block),
@@ -159,7 +158,7 @@ impl Engine for SplitEngine {
         let kernel = if call.gradient { &self.loss_and_gradient } else { &self.loss };
         let planes = SplitPlanes { a: img, b: txt };
         // SAFETY: the maps are of the plan's memory, and so are the scales; `sums` has a slot for every warp.
-        unsafe { kernel.launch(call.stream, call.info, [&maps.img, &maps.txt, &maps.g_store], shape, planes, params) }
+        unsafe { kernel.launch(call.stream, call.info, [&maps.img, &maps.txt], shape, planes, params) }
     }
 
     unsafe fn d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {

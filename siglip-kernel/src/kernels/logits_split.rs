@@ -19,9 +19,11 @@ pub(crate) struct LogitsSplitParams {
     pub(crate) bias: ScalarArg,
     pub(crate) img_inverse: u64,
     pub(crate) txt_inverse: u64,
+    pub(crate) g: u64,
+    pub(crate) g_stride: u64,
+    pub(crate) g_plane: u64,
     pub(crate) g_inverse: u64,
-    pub(crate) g_inverse_stride: u32,
-    pub(crate) g_plane: u32,
+    pub(crate) g_inverse_stride: u64,
     /// By row of the block.
     pub(crate) positive: u64,
     pub(crate) first: u32,
@@ -50,19 +52,19 @@ impl LogitsSplit {
     /// Gives the number of slots it writes. `shape` is `rows` × `cols` pairs.
     ///
     /// # Safety
-    /// The maps and the addresses in `params` must describe live memory of the shapes that the block has; `g` is not used without gradients.
+    /// The maps and the addresses in `params` must describe live memory of the shapes that the block has; `g` and its scales are not used without gradients.
     pub(crate) unsafe fn launch(
         &self,
         stream: &CudaStream,
         info: &DeviceInfo,
-        [img, txt, g]: [&TensorMap; 3],
+        [img, txt]: [&TensorMap; 2],
         shape: GemmShape,
         planes: SplitPlanes,
         params: LogitsSplitParams,
     ) -> Result<usize> {
         let config = launch_config(info, shape.tiles_of(TILE), 1);
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
-        unsafe { self.kernel.launch(stream, &config, &[img, txt, g, &shape, &planes, &params]) }?;
+        unsafe { self.kernel.launch(stream, &config, &[img, txt, &shape, &planes, &params]) }?;
         Ok(config.grid[0] as usize * CONSUMER_WARPS)
     }
 }
