@@ -1,5 +1,6 @@
 //! The command: which card, which families, and where the results go.
 
+use super::contender::Effort;
 use super::peer::{PeerProcess, scripts};
 use super::setting::Setting;
 use super::timing::Stopwatch;
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     /// Fewer sizes and runs
     #[arg(long)]
     quick: bool,
+    /// Milliseconds of runs that each contender is given in each of the six rounds [default: 200]
+    #[arg(long, value_name = "MS", conflicts_with = "quick")]
+    round_ms: Option<f64>,
     /// Keep only these sizes, separated by commas: B of siglip, M of swiglu, Nq of maxsim
     #[arg(long, value_delimiter = ',', value_name = "SIZE")]
     only: Vec<usize>,
@@ -86,22 +90,23 @@ fn measure(args: &Args, gpu: &Gpu, bar: &ProgressBar) -> Result<()> {
     let mut done = |rows| save(args, gpu, BTreeMap::new(), rows);
     let wants = |family| args.family == Family::All || args.family == family;
     let (quick, only) = (args.quick, args.only.as_slice());
+    let effort = Effort::new(quick, args.round_ms);
     if wants(Family::Siglip) {
         bar.set_message("siglip");
         let peers = start_peers(args, "siglip_peer.py", &mut say)?;
-        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
+        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, effort, only };
         siglip::run(&setting, &mut say, &mut done)?;
     }
     if wants(Family::Swiglu) {
         bar.set_message("swiglu");
         let peers = start_peers(args, "swiglu_peer.py", &mut say)?;
-        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
+        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, effort, only };
         swiglu::run(&setting, &mut say, &mut done)?;
     }
     if wants(Family::Maxsim) {
         bar.set_message("maxsim");
         let peers = start_peers(args, "maxsim_peer.py", &mut say)?;
-        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, only };
+        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, effort, only };
         maxsim::run(&setting, &mut say, &mut done)?;
     }
     let file = format!("bench-{}.json", slug::of(&gpu.info().name));

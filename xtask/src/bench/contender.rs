@@ -30,12 +30,14 @@ pub(crate) struct Effort {
 }
 
 impl Effort {
-    pub(crate) fn new(quick: bool) -> Self {
-        if quick {
+    /// `round_ms`: another budget than the usual one.
+    pub(crate) fn new(quick: bool, round_ms: Option<f64>) -> Self {
+        let usual = if quick {
             Self { rounds: 2, budget_ms: 60.0, min_reps: 3, max_reps: 10 }
         } else {
             Self { rounds: 6, budget_ms: 200.0, min_reps: 2, max_reps: 15 }
-        }
+        };
+        Self { budget_ms: round_ms.unwrap_or(usual.budget_ms), ..usual }
     }
 
     fn reps(&self, ms: f64) -> usize {

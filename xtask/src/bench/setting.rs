@@ -18,6 +18,7 @@ pub(crate) struct Setting<'a> {
     pub(crate) stopwatch: &'a RefCell<Stopwatch>,
     pub(crate) peers: Option<Rc<RefCell<PeerProcess>>>,
     pub(crate) quick: bool,
+    pub(crate) effort: Effort,
     /// Sizes of a problem's first axis to keep (B, M, queries); empty keeps all.
     pub(crate) only: &'a [usize],
 }
@@ -60,7 +61,7 @@ impl Setting<'_> {
         say: &mut dyn FnMut(String),
     ) -> Result<Vec<BenchRow>> {
         let mut missing = |who: &str, why: &str| say(missing_line(title, who, why));
-        let measured = race(contenders, Effort::new(self.quick), &mut missing);
+        let measured = race(contenders, self.effort, &mut missing);
         if let Some(process) = &self.peers {
             process.borrow_mut().drop_all()?;
         }
