@@ -84,17 +84,32 @@ impl Blocks {
         self.rows * self.cols
     }
 
+    /// The same rows and more columns, when `elements` hold more.
+    pub(crate) fn widened(self, problem: &Problem, elements: usize) -> Self {
+        let all_cols = problem.cols.div_ceil(TILE);
+        let most = elements / self.rows / TILE;
+        if most * TILE <= self.cols {
+            return self;
+        }
+        Self { cols: all_cols.div_ceil(all_cols.div_ceil(most)) * TILE, ..self }
+    }
+
+    /// First rows of the row chunks.
+    pub(crate) fn chunks(self, problem: &Problem) -> impl Iterator<Item = usize> + use<> {
+        (0..problem.rows).step_by(self.rows)
+    }
+
+    /// The blocks of the row chunk that begins at `row`, in order.
+    pub(crate) fn of_chunk(self, problem: &Problem, row: usize) -> impl Iterator<Item = Block> + use<> {
+        let Problem { rows: n, cols: m, .. } = *problem;
+        let block = move |col| Block { row, rows: self.rows.min(n - row), col, cols: self.cols.min(m - col) };
+        (0..m).step_by(self.cols).map(block)
+    }
+
     /// The blocks of `problem`, in order.
     pub(crate) fn iter(self, problem: &Problem) -> impl Iterator<Item = Block> + use<> {
-        let Problem { rows: n, cols: m, .. } = *problem;
-        (0..n).step_by(self.rows).flat_map(move |row| {
-            (0..m).step_by(self.cols).map(move |col| Block {
-                row,
-                rows: self.rows.min(n - row),
-                col,
-                cols: self.cols.min(m - col),
-            })
-        })
+        let problem = *problem;
+        self.chunks(&problem).flat_map(move |row| self.of_chunk(&problem, row))
     }
 }
 
@@ -150,6 +165,20 @@ mod tests {
             let waste = 1.0 - tiles as f64 / (tiles.div_ceil(132) * 132) as f64;
             assert!(waste < 0.04, "dim {dim}: {} rows leave {waste:.3} of the last wave idle", rows(dim));
         }
+    }
+
+    #[test]
+    fn blocks_widen_to_what_there_is() {
+        let problem = problem(65536, 65536, 768);
+        let blocks = Blocks { rows: 2816, cols: 4480 };
+        assert_eq!(blocks.widened(&problem, 2816 * 4480), blocks);
+        assert_eq!(blocks.widened(&problem, 2816 * 4607), blocks);
+        assert_eq!(blocks.widened(&problem, 0), blocks);
+        let wide = blocks.widened(&problem, 65536 * 768);
+        assert_eq!(wide, Blocks { rows: 2816, cols: 16384 });
+        assert_eq!(blocks.widened(&problem, usize::MAX).cols, 65536);
+        let columns = |row| wide.of_chunk(&problem, row).map(|block| block.cols).sum::<usize>();
+        assert!(wide.chunks(&problem).all(|row| columns(row) == 65536));
     }
 
     #[test]

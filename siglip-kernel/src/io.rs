@@ -46,7 +46,7 @@ pub struct Outputs<'a, T> {
     pub loss: VectorViewMut<'a, f32>,
     /// Gradient of the image rows `[N, D]`.
     pub d_img: MatrixViewMut<'a, T>,
-    /// Gradient of the text rows `[M, D]`.
+    /// Gradient of the text rows `[M, D]`. Its memory may hold intermediate results meanwhile.
     pub d_txt: MatrixViewMut<'a, T>,
     /// Gradient of `log_temp`, one element.
     pub d_log_temp: VectorViewMut<'a, f32>,

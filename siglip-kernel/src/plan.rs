@@ -3,6 +3,7 @@
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{Element, Gpu, Region, Scalar, ScalarArg, VectorViewMut, Workspace};
 
+use crate::blocks::Blocks;
 use crate::design::{Design, Engine as Kind, Gradient, Pass};
 use crate::engines::{At, Call, Engine, F32Engine, Fp8At, Planes, PortableEngine, Sm90Engine, SplitEngine};
 use crate::error::Result;
@@ -34,6 +35,9 @@ impl std::fmt::Debug for Plan {
         f.debug_struct("Plan").field("design", &self.design).field("workspace_bytes", &self.workspace.bytes()).finish()
     }
 }
+
+/// Alignment in bytes of what tensor maps describe: 16 is asked for, whole lines of L2 are better.
+const MAP_ALIGNMENT: u64 = 128;
 
 /// The row stride that kernels are told. A single row has no next one, so its stride may be any number, also one that tensor maps refuse.
 fn stride([rows, cols]: [usize; 2], row_stride: usize) -> usize {
@@ -165,7 +169,7 @@ impl Plan {
         let txt = At { address: txt, row_stride: stride(inputs.txt.shape(), inputs.txt.row_stride()) };
         let mut call = self.call(&gpu, img, txt, [log_temp, bias, upstream], Some((d_img, d_txt)))?;
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
-        let slots = unsafe { self.pass(&mut call, false, d_img) }?;
+        let slots = unsafe { self.pass(&mut call, false, d_img, d_txt) }?;
         match self.design.cols_gradient() {
             Some(Gradient::Direct) => {}
             Some(Gradient::Accumulated | Gradient::InPlace) => {
@@ -175,17 +179,18 @@ impl Plan {
             None => {
                 let mut mirrored = self.mirrored(&call, d_txt);
                 // SAFETY: as above; the same views with their sides exchanged.
-                unsafe { self.pass(&mut mirrored, true, d_txt) }?;
+                unsafe { self.pass(&mut mirrored, true, d_txt, d_txt) }?;
             }
         }
         self.reduce(&call, slots, [loss, d_log_temp, d_bias])
     }
 
-    /// Queues one pass, whose rows' gradient goes to `out`. Gives the number of slots of sums it writes.
+    /// Queues one pass, whose rows' gradient goes to `out`. Gives the number of slots of sums it writes. Where texts have a pass of their own, `d_txt` holds
+    /// blocks of G until its rows are written.
     ///
     /// # Safety
     /// The call's addresses must be live memory of the pass's shapes.
-    unsafe fn pass(&mut self, call: &mut Call<'_>, texts: bool, out: At) -> Result<usize> {
+    unsafe fn pass(&mut self, call: &mut Call<'_>, texts: bool, out: At, d_txt: At) -> Result<usize> {
         let pass = if texts { self.design.texts.unwrap_or(self.design.images) } else { self.design.images };
         let to_rows = self.design.rows_gradient(&pass);
         let bytes = pass.problem.dtype.size_bytes();
@@ -196,29 +201,56 @@ impl Plan {
         };
         // SAFETY: the caller's promise.
         unsafe { engine.begin(call) }?;
-        for block in pass.blocks.iter(&pass.problem) {
-            let rows_out = At { address: out.row(block.row, bytes), ..out };
+        let g = call.g;
+        for row in pass.blocks.chunks(&pass.problem) {
+            let rows = pass.blocks.rows.min(pass.problem.rows - row);
+            let rows_out = At { address: out.row(row, bytes), ..out };
             if to_rows == Gradient::InPlace {
                 call.d_img = rows_out;
             }
-            let engine = match &mut self.texts {
-                Some(engine) if texts => engine,
-                _ => &mut self.images,
+            let blocks = match self.design.texts {
+                Some(_) => self.widen(call, &pass, g, d_txt, if texts { row + rows } else { 0 }),
+                None => pass.blocks,
             };
-            // SAFETY: the caller's promise.
-            unsafe {
-                slots = slots.max(engine.logits(call, &block)?);
-                engine.d_img(call, &block)?;
-                if self.design.texts.is_none() {
-                    engine.d_txt(call, &block)?;
+            for block in blocks.of_chunk(&pass.problem, row) {
+                let engine = match &mut self.texts {
+                    Some(engine) if texts => engine,
+                    _ => &mut self.images,
+                };
+                // SAFETY: the caller's promise.
+                unsafe {
+                    slots = slots.max(engine.logits(call, &block)?);
+                    engine.d_img(call, &block)?;
+                    if self.design.texts.is_none() {
+                        engine.d_txt(call, &block)?;
+                    }
                 }
             }
-            if to_rows != Gradient::Direct && block.col + block.cols == pass.problem.cols {
-                let positives = call.positives_of_images(block.row, pass.problem.cols);
-                self.scale(call, call.d_img, rows_out, block.rows, positives)?;
+            if to_rows != Gradient::Direct {
+                let positives = call.positives_of_images(row, pass.problem.cols);
+                self.scale(call, call.d_img, rows_out, rows, positives)?;
             }
         }
         Ok(slots)
+    }
+
+    /// The blocks of a row chunk and, in `call.g`, where they go: into the rows of `d_txt` from `unwritten` on when those hold wider ones than the
+    /// workspace's `g` does. Fewer launches, whose ends are what short ones lose.
+    fn widen(&self, call: &mut Call<'_>, pass: &Pass, g: At, d_txt: At, unwritten: usize) -> Blocks {
+        let Problem { cols: texts, dim, dtype, .. } = self.design.images.problem;
+        call.g = g;
+        // Blocks of the other engines are not worth it, and what lies between rows is the caller's.
+        if self.design.engine != Kind::Sm90 || pass.blocks.cols >= pass.problem.cols || d_txt.row_stride != dim {
+            return pass.blocks;
+        }
+        // What is left once the start is aligned, wherever it lies: the blocks, and so the bits of the result, do not depend on the address.
+        let bytes = ((texts - unwritten) * dim * dtype.size_bytes()).saturating_sub(MAP_ALIGNMENT as usize);
+        let blocks = pass.blocks.widened(&pass.problem, bytes / dtype.size_bytes());
+        if blocks != pass.blocks {
+            let start = d_txt.row(unwritten, dtype.size_bytes()).next_multiple_of(MAP_ALIGNMENT);
+            call.g = At { address: start, row_stride: blocks.cols };
+        }
+        blocks
     }
 
     /// The call of the texts' pass.
@@ -228,7 +260,7 @@ impl Plan {
             offset: -call.offset,
             img: call.txt,
             txt: call.img,
-            g: At { row_stride: pass.blocks.cols, ..call.g },
+            g: At { address: self.workspace.ptr(self.regions.g), row_stride: pass.blocks.cols },
             d_img: self.place(self.design.rows_gradient(&pass), self.regions.d_rows, d_txt),
             d_txt: At::default(),
             sums: self.workspace.ptr(self.regions.unused_sums),

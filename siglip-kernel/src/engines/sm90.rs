@@ -92,7 +92,7 @@ impl Sm90Engine {
         // Without gradients G and the accumulators do not exist, and the texts' may have a pass of their own; maps of what does not exist are never
         // followed, so any valid matrix will do.
         let or_img = |matrix: MatrixAt| if call.gradient && matrix.address != 0 { matrix } else { img };
-        let g = or_img(matrix(call.g, dtype, self.blocks.rows, self.blocks.cols));
+        let g = or_img(matrix(call.g, dtype, self.blocks.rows, call.g.row_stride));
         let d_img = or_img(match self.gradients.0 {
             Gradient::Direct => matrix(call.d_img, dtype, rows, dim),
             Gradient::Accumulated | Gradient::InPlace => matrix(call.d_img, MapType::F32, self.blocks.rows, dim),

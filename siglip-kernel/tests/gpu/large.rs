@@ -164,6 +164,33 @@ fn more_than_two_to_the_31_elements() {
     }
 }
 
+/// Low memory keeps blocks of pairs in the texts' gradient until its rows are written, where there are no gaps between them: wider blocks in the images'
+/// pass, and narrower ones towards the end of the texts'.
+#[test]
+fn low_memory_in_the_texts_gradient() {
+    let Some(gpu) = gpu() else { return };
+    const DIM: usize = 1024;
+    let options = Options { route: Route::LowMemory, ..Options::default() };
+    let case = Case { options, ..Case::new(6_000, 30_000, DIM) };
+    let host = Host::<bf16>::unit(&case, 7);
+    let (img, txt) = (Side::new(&host.img, DIM, Route::LowMemory), Side::new(&host.txt, DIM, Route::LowMemory));
+    let (dense, gaps) = (run(&gpu, &case, &host).unwrap(), run(&gpu, &Case { output_gap: 8, ..case }, &host).unwrap());
+    for (what, step) in [("dense", &dense), ("with gaps", &gaps)] {
+        for row in [0, 4223, 4224, 5999] {
+            let at = row * DIM..(row + 1) * DIM;
+            let expected = img.gradient(row, &txt, Some(row), 6_000);
+            assert_close(&format!("{what}, d_img {row}"), &step.d_img[at], &expected);
+        }
+        for row in [0, 4223, 4224, 12_672, 27_000, 29_999] {
+            let at = row * DIM..(row + 1) * DIM;
+            let expected = txt.gradient(row, &img, (row < 6_000).then_some(row), 6_000);
+            assert_close(&format!("{what}, d_txt {row}"), &step.d_txt[at], &expected);
+        }
+    }
+    assert!((dense.loss - gaps.loss).abs() <= 1e-6 * gaps.loss, "{} and {}", dense.loss, gaps.loss);
+    assert_eq!(dense.bits(), run(&gpu, &case, &host).unwrap().bits(), "two runs");
+}
+
 /// A chunk of rows is not a power of two of anything here: 4,321 rows in chunks of 1,100.
 #[test]
 fn uneven_chunks_agree_with_one_chunk() {
