@@ -141,13 +141,17 @@ fn cell(row: &BenchRow) -> String {
     format!("{} ms ({:.0} TF/s{memory})", milliseconds(row.ms_median), tflops(row.flop, row.ms_median))
 }
 
-/// How many times faster our automatic route is than the fastest peer; `-` where either was not measured.
+/// How many times faster our automatic route is than the fastest peer, and whether two runs stand behind that; `-` where either was not measured.
 fn ratio(rows: &[&BenchRow]) -> String {
     let ours = rows.iter().find(|row| row.implementation == "ours" && row.auto);
     let peers = rows.iter().filter(|row| row.implementation != "ours" && row.implementation != "cublas");
     let best = peers.min_by(|a, b| a.ms_median.total_cmp(&b.ms_median));
     match (ours, best) {
-        (Some(ours), Some(best)) => format!("{:.2}×", best.ms_median / ours.ms_median),
+        (Some(ours), Some(best)) => {
+            // The rows of one race carry one date.
+            let runs = if ours.date == best.date { "" } else { " (two runs)" };
+            format!("{:.2}×{runs}", best.ms_median / ours.ms_median)
+        }
         _ => "-".to_owned(),
     }
 }

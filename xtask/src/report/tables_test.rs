@@ -26,6 +26,16 @@ fn a_line_a_shape_and_a_column_an_implementation() {
 }
 
 #[test]
+fn rows_of_two_runs_are_told_apart() {
+    let earlier = crate::results::BenchRow {
+        date: "2026-01-01T00:00:00Z".to_owned(),
+        ..bench_row("siglip-kernel 0.1.2", "auto", 8192, 2.4)
+    };
+    let table = bench(&[bench_file(vec![bench_row("ours", "chunked", 8192, 0.6), earlier])], "siglip");
+    assert!(table.contains("| 4.00× (two runs) |"), "{table}");
+}
+
+#[test]
 fn nothing_measured_is_said() {
     assert_eq!(bench(&[], "siglip"), NOTHING);
     assert_eq!(bench(&[bench_file(vec![bench_row("ours", "chunked", 8, 1.0)])], "maxsim"), NOTHING);
