@@ -1,7 +1,7 @@
 """The Python side of `xtask bench --peers`: one JSON object a line on stdin, one answer a line on stdout.
 
     {"cmd": "hello"}                          -> {"ok": true, "versions": {...}, "impls": {name: {"version": ...} | {"error": ...}}}
-    {"cmd": "setup", "impl": name, "op": "step", "shape": {"B": 8192, "D": 768}, "dtype": "bf16", ...}  -> {"ok": true}
+    {"cmd": "setup", "impl": name, "op": "step", "shape": {"B": 8192, "D": 768}, "dtype": "bf16", "limit_s": 120, ...}  -> {"ok": true}
     {"cmd": "time", "impl": name, "reps": 10, "warmup": 1}  -> {"ok": true, "ms": [...]}
     {"cmd": "costs", "impl": name}            -> {"ok": true, "peak_bytes": n, "host_us": t}
     {"cmd": "drop"}                           -> {"ok": true}     frees what every setup made
@@ -14,9 +14,11 @@ Timing is the same as on the Rust side: CUDA events around each call, 256 MiB of
 the calls of a round (so that Python's own time hides behind the GPU's where it can). peak_bytes is the most that one call holds on the device
 above its inputs, outputs included.
 """
+import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 import time
 
@@ -24,6 +26,22 @@ import time
 os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
 
 FLUSH_BYTES = 256 << 20
+
+
+@contextlib.contextmanager
+def limited(seconds):
+    """Raises TimeoutError in what runs longer than this; None is no limit."""
+
+    def give_up(_signal, _frame):
+        raise TimeoutError(f"compiling and tuning took longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Timer:
@@ -111,10 +129,11 @@ class Peers:
             torch.manual_seed(0)
             self.timer = Timer(torch)
             self.torch = torch
-        call = self.make(torch, request)
-        for _ in range(2):  # compiles and tunes
-            call()
-        torch.cuda.synchronize()
+        with limited(request.get("limit_s")):
+            call = self.make(torch, request)
+            for _ in range(2):  # compiles and tunes
+                call()
+            torch.cuda.synchronize()
         call.clear()
         self.calls[request["impl"]] = call
         return {}

@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Milliseconds of runs that each contender is given in each of the six rounds [default: 200]
     #[arg(long, value_name = "MS", conflicts_with = "quick")]
     round_ms: Option<f64>,
+    /// Seconds that a peer may compile and tune for a problem; one that takes longer is left out of it
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0, requires = "peers")]
+    peer_setup_s: f64,
     /// Keep only these sizes, separated by commas: B of siglip, M of swiglu, Nq of maxsim
     #[arg(long, value_delimiter = ',', value_name = "SIZE")]
     only: Vec<usize>,
@@ -91,23 +94,21 @@ fn measure(args: &Args, gpu: &Gpu, bar: &ProgressBar) -> Result<()> {
     let wants = |family| args.family == Family::All || args.family == family;
     let (quick, only) = (args.quick, args.only.as_slice());
     let effort = Effort::new(quick, args.round_ms);
+    let setting = |script: &str, say: &mut dyn FnMut(String)| -> Result<Setting<'_>> {
+        let peers = start_peers(args, script, say)?;
+        Ok(Setting { gpu, stopwatch: &stopwatch, peers, peer_setup_s: args.peer_setup_s, quick, effort, only })
+    };
     if wants(Family::Siglip) {
         bar.set_message("siglip");
-        let peers = start_peers(args, "siglip_peer.py", &mut say)?;
-        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, effort, only };
-        siglip::run(&setting, &mut say, &mut done)?;
+        siglip::run(&setting("siglip_peer.py", &mut say)?, &mut say, &mut done)?;
     }
     if wants(Family::Swiglu) {
         bar.set_message("swiglu");
-        let peers = start_peers(args, "swiglu_peer.py", &mut say)?;
-        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, effort, only };
-        swiglu::run(&setting, &mut say, &mut done)?;
+        swiglu::run(&setting("swiglu_peer.py", &mut say)?, &mut say, &mut done)?;
     }
     if wants(Family::Maxsim) {
         bar.set_message("maxsim");
-        let peers = start_peers(args, "maxsim_peer.py", &mut say)?;
-        let setting = Setting { gpu, stopwatch: &stopwatch, peers, quick, effort, only };
-        maxsim::run(&setting, &mut say, &mut done)?;
+        maxsim::run(&setting("maxsim_peer.py", &mut say)?, &mut say, &mut done)?;
     }
     let file = format!("bench-{}.json", slug::of(&gpu.info().name));
     say(format!("wrote {}", args.results.path().join(file).display()));

@@ -78,3 +78,22 @@ fn a_python_that_is_not_there_is_named() {
     let error = PeerProcess::start("no-such-python", Path::new("x.py")).err().unwrap();
     assert!(format!("{error:#}").contains("no-such-python x.py"), "{error:#}");
 }
+
+#[test]
+fn what_takes_too_long_is_given_up() {
+    let script = "
+import peer
+with peer.limited(None), peer.limited(60):
+    pass
+try:
+    with peer.limited(0.05):
+        while True:
+            pass
+except TimeoutError as error:
+    print(error)
+";
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/peers");
+    let output = Command::new("python3").args(["-B", "-c", script]).current_dir(folder).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "compiling and tuning took longer than 0.05 s");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

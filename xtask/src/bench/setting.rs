@@ -17,6 +17,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) gpu: &'a Gpu,
     pub(crate) stopwatch: &'a RefCell<Stopwatch>,
     pub(crate) peers: Option<Rc<RefCell<PeerProcess>>>,
+    /// Seconds that a peer may compile and tune for a problem.
+    pub(crate) peer_setup_s: f64,
     pub(crate) quick: bool,
     pub(crate) effort: Effort,
     /// Sizes of a problem's first axis to keep (B, M, queries); empty keeps all.
@@ -43,8 +45,10 @@ impl Setting<'_> {
         missing: &mut dyn FnMut(&str, &str),
     ) {
         let Some(process) = &self.peers else { return };
+        let mut problem = problem.clone();
+        problem["limit_s"] = self.peer_setup_s.into();
         for name in names {
-            match Peer::set_up(process, name, problem) {
+            match Peer::set_up(process, name, &problem) {
                 Ok(peer) => contenders.push(Box::new(peer)),
                 Err(error) => missing(name, &format!("{error:#}")),
             }
