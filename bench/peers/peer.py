@@ -36,7 +36,8 @@ def limited(seconds):
         raise TimeoutError(f"compiling and tuning took longer than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    # Again every few seconds, should a library swallow the first one.
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0, 5 if seconds else 0)
     try:
         yield
     finally:

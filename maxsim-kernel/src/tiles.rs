@@ -85,7 +85,7 @@ pub(crate) struct Division {
 }
 
 impl Division {
-    /// For blocks of `tiles` tiles, at most `most_blocks` of them, and chunks of documents of at most `chunk_bytes`.
+    /// For blocks of `tiles` tiles, at most `most_blocks` of them, and chunks of documents of about `chunk_bytes` at most.
     pub(crate) fn new(problem: &Problem, tiles: usize, most_blocks: usize, chunk_bytes: usize) -> Self {
         if let Pairing::Cross = problem.pairing {
             let (mut query_tiles, query_segments) = query_tiles(&problem.queries);
@@ -186,15 +186,20 @@ fn chunks(problem: &Problem, row_blocks: usize, chunk_bytes: usize) -> Vec<u32> 
     let docs = problem.docs.count();
     let most_docs = (i32::MAX as usize / row_blocks).max(1);
     let row_bytes = problem.dim * problem.dtype.size_bytes();
-    let all = problem.docs.rows() * row_bytes;
-    let chunk_bytes = if row_blocks > 1 { all.div_ceil(all.div_ceil(chunk_bytes).max(1)) } else { usize::MAX };
+    // Of what is left, cut into equal parts that each fit: where the next chunk ends, to within a document.
+    let share = |left: usize| match row_blocks {
+        0 | 1 => usize::MAX,
+        _ => left.div_ceil(left.div_ceil(chunk_bytes).max(1)).max(1),
+    };
+    let mut left = problem.docs.rows() * row_bytes;
     let mut starts = vec![0u32];
-    let (mut bytes, mut width) = (0usize, 0usize);
+    let (mut bytes, mut width, mut enough) = (0usize, 0usize, share(left));
     for doc in 0..docs {
         let more = problem.docs.length(doc) * row_bytes;
-        if width > 0 && (width == most_docs || bytes + more > chunk_bytes) {
+        if width > 0 && (width == most_docs || more > 0 && bytes >= enough) {
             starts.push(doc as u32);
-            (bytes, width) = (0, 0);
+            left = left.saturating_sub(bytes);
+            (bytes, width, enough) = (0, 0, share(left));
         }
         bytes += more;
         width += 1;
@@ -263,6 +268,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn chunks_of_equal_documents_are_even() {
+        for (docs, length, bytes) in
+            [(1000, 300, 30 << 20), (2000, 180, 30 << 20), (10_000, 300, 25 << 20), (7, 1024, 1)]
+        {
+            let problem = Problem::cross(Spans::padded(64, 32), Spans::padded(docs, length), 128, DType::Bf16);
+            let widths: Vec<u32> = chunks(&problem, 11, bytes).windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let most = widths.iter().max().unwrap();
+            assert_eq!(widths.iter().sum::<u32>() as usize, docs);
+            assert!(widths.iter().all(|width| width + 1 >= *most), "{widths:?}");
+            assert!((*most as usize - 1) * length * 256 <= bytes, "{widths:?}");
+            assert_eq!(chunks(&problem, 1, bytes).len(), 2);
+        }
+        // Documents without tokens take no chunk of their own.
+        let lengths = [300, 0, 0, 300, 300, 0, 0, 0];
+        let problem = Problem::cross(Spans::padded(64, 32), Spans::of_lengths(lengths), 128, DType::Bf16);
+        assert_eq!(chunks(&problem, 11, 300 * 256), [0, 3, 4, 8]);
     }
 
     #[test]

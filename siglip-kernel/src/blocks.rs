@@ -26,7 +26,7 @@ pub(crate) struct Blocks {
 /// What bounds a block.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
-    /// Elements, at most (one tile at least).
+    /// Elements, at most (one tile column at least).
     pub(crate) elements: usize,
     /// Columns, at most.
     pub(crate) cols: usize,
@@ -44,8 +44,9 @@ impl Blocks {
     pub(crate) fn choose(problem: &Problem, chunk: Chunk, limits: &Limits, both: bool, sms: usize) -> Self {
         let (all_rows, all_cols) = (problem.rows.div_ceil(TILE), problem.cols.div_ceil(TILE));
         let width = problem.dim.div_ceil(TILE);
+        // In 128 bits: the cost of the largest problems does not fit 64.
         let cost = |rows: usize, cols: usize| {
-            let launch = |tiles: usize, sum: usize| tiles.div_ceil(sms) * sum + LAUNCH;
+            let launch = |tiles: usize, sum: usize| (tiles.div_ceil(sms) * sum + LAUNCH) as u128;
             let block = |rows: usize, cols: usize| {
                 let cols_gradient = if both { launch(cols * width, rows * TILE) } else { 0 };
                 launch(rows * cols, problem.dim) + launch(rows * width, cols * TILE) + cols_gradient
@@ -53,9 +54,9 @@ impl Blocks {
             let (rows_left, cols_left) = (all_rows % rows, all_cols % cols);
             let of_chunk = |rows: usize| {
                 let rest = if cols_left > 0 { block(rows, cols_left) } else { 0 };
-                (all_cols / cols) * block(rows, cols) + rest
+                (all_cols / cols) as u128 * block(rows, cols) + rest
             };
-            (all_rows / rows) * of_chunk(rows) + if rows_left > 0 { of_chunk(rows_left) } else { 0 }
+            (all_rows / rows) as u128 * of_chunk(rows) + if rows_left > 0 { of_chunk(rows_left) } else { 0 }
         };
         let row_tiles = match chunk {
             Chunk::Rows(rows) => {
@@ -179,6 +180,13 @@ mod tests {
         assert_eq!(blocks.widened(&problem, usize::MAX).cols, 65536);
         let columns = |row| wide.of_chunk(&problem, row).map(|block| block.cols).sum::<usize>();
         assert!(wide.chunks(&problem).all(|row| columns(row) == 65536));
+    }
+
+    #[test]
+    fn the_largest_problem_has_blocks() {
+        let most = i32::MAX as usize;
+        let blocks = Blocks::choose(&problem(most, most, most), Chunk::Auto, &limits(92 << 20), true, 132);
+        assert!(blocks.area() <= 92 << 20 && blocks.area() > 46 << 20, "{blocks:?}");
     }
 
     #[test]

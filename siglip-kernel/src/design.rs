@@ -23,7 +23,7 @@ pub(crate) enum Engine {
 impl Engine {
     /// What bounds the blocks of a route; among those that fit, [`Blocks::choose`] takes the cheapest. `Sm90`: 185 MB of G keep the step of
     /// B = 65,536 in 0.62 GB above its inputs; half as much loses 6 to 14%, and blocks small enough for L2 lose 15% in the ends of their
-    /// launches (H200). The others spend more time per block and take less. `low_memory`: a block of 26 MB.
+    /// launches (H200). The others spend more time per block and take less. `low_memory`: a block of 26 MB in 16 bits.
     ///
     /// A true f32 product adds up all of a block's columns one after another; blocks are added to each other, which keeps the error of d_img
     /// near 1e-6 for any number of texts.
@@ -157,8 +157,9 @@ impl Design {
         };
         let mut limits = engine.limits(low_memory);
         let Chunk::Workspace(most) = options.chunk else { return Ok(within(&limits)) };
-        limits.row_tiles = 1..=*limits.row_tiles.end();
+        let tallest = *limits.row_tiles.end();
         loop {
+            limits.row_tiles = 1..=tallest.min(limits.elements / (TILE * TILE)).max(1);
             let design = within(&limits);
             let bytes = Regions::layout(&design, info).0.total();
             if bytes <= most {
@@ -238,9 +239,17 @@ mod tests {
                     let taken = bytes(Chunk::Workspace(most)).unwrap();
                     assert!(taken <= most && taken > most / 4, "{route} {batch} {dim} {dtype}: {taken} of {most}");
                 }
-                let refused: Result<usize> = bytes(Chunk::Workspace(1000));
-                let message = refused.unwrap_err().to_string();
-                assert!(message.contains("1000 bytes") && message.contains("at least"), "{message}");
+                let refused = |most: usize| -> String {
+                    let result: Result<usize> = bytes(Chunk::Workspace(most));
+                    result.unwrap_err().to_string()
+                };
+                let message = refused(1000);
+                assert!(message.contains("1000 bytes") && message.contains("bytes at least"), "{message}");
+                // What the message names is just enough.
+                let words: Vec<&str> = message.split_whitespace().collect();
+                let least = words[words.iter().position(|word| *word == "least").unwrap() - 3].parse().unwrap();
+                assert_eq!(bytes(Chunk::Workspace(least)).unwrap(), least);
+                assert!(refused(least - 1).contains(&least.to_string()));
             }
         }
     }

@@ -33,7 +33,7 @@
 //! | loss | 2·N·M·D | as below: a plan is made for both calls |
 //! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (185 MB on Hopper at most when [`Chunk::Auto`] chooses, what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them |
 //!
-//! f32 on Hopper takes three times the flop on tensor cores, and both inputs once more for their planes; its blocks are 268 MB at most.
+//! f32 on Hopper takes three times the flop on tensor cores, and both inputs once more for their planes, D rounded up to 64 there; its blocks are 268 MB at most.
 //!
 //! The products dominate: on tensor cores, in f32 before Hopper on f32 units. Memory traffic is O((N + M)·D) per block and two passes over the block itself,
 //! which is written once and read by the two gradient products. [`workspace_bytes`] tells the memory ahead of time, [`Plan::workspace_bytes`] of
@@ -70,7 +70,7 @@
 //!   and bias, nothing is lost: 1.7e-3 either way for B = 8,192 in bf16. Where negatives near the positives matter, it is: on real sentence
 //!   embeddings 6e-3 beside 2.1e-3 at a temperature of 10, and 2.3e-2 beside 2.0e-3 at 30. FP8 sums keep 14 bits as well: a dot product whose terms mostly
 //!   have one sign loses up to 2^-10 of itself for every 32 features.
-//! * A NaN or an infinity in device memory reaches the loss.
+//! * A NaN in device memory reaches the loss, and so does an infinity, but for a logit of +∞ at a positive pair or −∞ at another, whose loss is 0.
 //! * The same plan, or another of equal problem, options and device, gives the same bits on every run.
 //!
 //! # CUDA graphs

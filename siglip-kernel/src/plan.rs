@@ -57,8 +57,9 @@ impl Plan {
     /// Decides, compiles and allocates.
     ///
     /// # Errors
-    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `UnsupportedDevice` before compute
-    /// capability 8.0, `MissingLibrary` without NVRTC or cuBLASLt, `OutOfMemory`, `Driver`.
+    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `Shape` for a
+    /// [`Chunk::Workspace`](crate::Chunk::Workspace) that no block fits, `DType` for [`Route::Fp8`] with f32, `UnsupportedDevice` before compute
+    /// capability 8.0 and for [`Route::Fp8`] elsewhere than on Hopper, `MissingLibrary` without NVRTC or cuBLASLt, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let design = Design::new(gpu.info(), &problem, &options)?;
         let (layout, regions) = Regions::layout(&design, gpu.info());
@@ -87,7 +88,7 @@ impl Plan {
         self.design.route
     }
 
-    /// Image and text rows of a block.
+    /// Image and text rows of a block. In [`Route::LowMemory`] blocks have more text rows than that while the texts' gradient has room for them.
     pub fn block(&self) -> (usize, usize) {
         (self.design.images.blocks.rows, self.design.images.blocks.cols)
     }

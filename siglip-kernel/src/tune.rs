@@ -20,6 +20,8 @@ use crate::programs::variants;
 const RUNS: usize = 3;
 /// Steps before all measurements, after which a power-bound card has the clocks that it keeps.
 const WARM_UP: usize = 5;
+/// Row chunks that are tried beside the default, at most.
+const MOST_CHUNKS: usize = 6;
 /// Random elements that inputs repeat. No power of two, so that no two rows are alike.
 const NOISE: usize = 1_048_573;
 
@@ -30,7 +32,7 @@ const NOISE: usize = 1_048_573;
 /// [`Route::LowMemory`], which is not about time, come back as they are. The environment variable `KERNELS_AUTOTUNE` is followed: `off` never measures, `force`
 /// measures again.
 ///
-/// Measuring takes 13 to 30 steps of the problem, or of a part of it when it is larger than 65,536²·768, and meanwhile the memory of one and of a plan.
+/// Measuring takes 13 to 33 steps of the problem, or of a part of it when N·M·D is more than 65,536²·768 (20,000²·768 in f32 and before Hopper), and meanwhile the memory of one and of a plan.
 /// Results are kept by device, driver, sources, dtype, route and shape, with rows and columns rounded to powers of two. It may not run in a graph capture.
 ///
 /// # Errors
@@ -87,8 +89,13 @@ impl Candidates {
         }
         // Row chunks whose gradients fill the multiprocessors in whole waves.
         let (width, sms) = (sample.dim.div_ceil(TILE), info.sm_count as usize);
-        let mut blocks = vec![Design::new(info, &sample, options)?.images.blocks];
-        for tiles in (32..=sms.max(32)).filter(|tiles| (tiles * width).is_multiple_of(sms)) {
+        let by_rule = Design::new(info, &sample, options)?.images.blocks;
+        if by_rule.rows >= sample.rows && by_rule.cols >= sample.cols {
+            return Ok(candidates);
+        }
+        let whole_waves: Vec<usize> = (32..=sms.max(32)).filter(|tiles| (tiles * width).is_multiple_of(sms)).collect();
+        let mut blocks = vec![by_rule];
+        for tiles in whole_waves.iter().step_by(whole_waves.len().div_ceil(MOST_CHUNKS).max(1)) {
             let chunk = Chunk::Rows(tiles * TILE);
             let design = Design::new(info, &sample, &Options { chunk, ..*options })?;
             if !blocks.contains(&design.images.blocks) {
@@ -239,9 +246,22 @@ mod tests {
     }
 
     #[test]
+    fn candidates_are_few() {
+        for dim in [1536, 2816, 8448] {
+            let chunks = candidates(&Problem::square(65536, dim, DType::Bf16), Options::default()).chunks;
+            assert!((3..=1 + MOST_CHUNKS).contains(&chunks.len()), "{dim}: {chunks:?}");
+        }
+    }
+
+    #[test]
     fn what_leaves_no_choice_is_not_measured() {
         let large = Problem::square(65536, 768, DType::Bf16);
-        assert_eq!(candidates(&Problem::square(2048, 768, DType::Bf16), Options::default()).chunks, [Chunk::Auto]);
+        for one_block in [2048, 8192] {
+            assert_eq!(
+                candidates(&Problem::square(one_block, 768, DType::Bf16), Options::default()).chunks,
+                [Chunk::Auto]
+            );
+        }
         let given = Options { chunk: Chunk::Rows(4096), ..Options::default() };
         assert_eq!(candidates(&large, given).chunks, [Chunk::Rows(4096)]);
         let low_memory = Options { route: Route::LowMemory, ..Options::default() };

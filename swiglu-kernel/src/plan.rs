@@ -248,7 +248,7 @@ impl Plan {
     /// With weights in two tensors dx is the sum of two products, the first of which is rounded to the dtype before the second is added. A gradient
     /// that accumulates in 16 bits is rounded at every call; one in f32 is not. Computing the pre-activations again takes the forward's route and
     /// gives the bits that it would have saved. In [`Mode::Recompute`] large problems are taken in slices of the N features, over which dx is summed in
-    /// f32 and rounded once.
+    /// f32 and rounded once; on the portable route, cuBLASLt may then choose another order of the sums.
     ///
     /// # Errors
     /// As [`Plan::forward`], and `Unsupported` for pre-activations that the plan's [`Mode`] cannot take.

@@ -197,7 +197,7 @@ pub enum Mode {
     #[default]
     InPlace,
     /// Also backward from x alone (the pre-activations are computed again) or from saved ones that stay as they are. Nothing but x is kept between
-    /// forward and backward. The plan holds what such a backward works on: at most 128 MiB of pre-activations at a time and, where they are more, dx
+    /// forward and backward. The plan holds what such a backward works on: about 128 MiB of pre-activations at a time (128 features at least) and, where they are more, dx
     /// in f32. An [`MlpPlan`](crate::MlpPlan) holds all `[M, 2N]` of them.
     Recompute,
     /// Forward only.

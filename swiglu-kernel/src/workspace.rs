@@ -18,21 +18,22 @@ pub(crate) fn chunk_rows(problem: &Problem) -> usize {
     rows.min(problem.rows)
 }
 
-/// Most bytes of pre-activations that a backward holds which computes them again.
+/// Bytes of pre-activations, at most unless 128 features are more, that a backward holds which computes them again.
 const SLICE_BYTES: usize = 128 << 20;
 /// Slices are whole tiles of features.
 const SLICE_OUTPUTS: usize = 128;
 
 /// Features of a slice of a backward that computes the pre-activations again: all N, or equal parts of as much as fits. The gated MLP keeps N
-/// features of z anyway and takes them whole, as does decoding, which has few rows.
+/// features of z anyway and takes them whole, as does decoding, which has few rows, and a layer whose dx, summed in f32, takes more than slices save.
 pub(crate) fn slice_outputs(path: Path, problem: &Problem, mlp: bool) -> usize {
-    let Problem { rows, outputs, dtype, .. } = *problem;
+    let Problem { rows, inputs, outputs, dtype, .. } = *problem;
     if mlp || !matches!(path, Path::Sm90 | Path::Portable) {
         return outputs;
     }
     let most = (SLICE_BYTES / (2 * rows * dtype.size_bytes()) / SLICE_OUTPUTS * SLICE_OUTPUTS).max(SLICE_OUTPUTS);
     let slices = outputs.div_ceil(most);
-    outputs.div_ceil(slices).next_multiple_of(SLICE_OUTPUTS).min(outputs)
+    let slice = outputs.div_ceil(slices).next_multiple_of(SLICE_OUTPUTS).min(outputs);
+    if dtype != DType::F32 && slice + inputs >= outputs { outputs } else { slice }
 }
 
 /// The regions of a plan's workspace.
@@ -97,6 +98,9 @@ mod tests {
         assert_eq!((slice(4096, 4096), slice(4096, 4104)), (4096, 4104));
         assert_eq!((slice(1 << 20, 1000), slice(1 << 20, 100)), (128, 100));
         assert_eq!(slice_outputs(Path::Sm90, &Problem::new(1 << 20, 8, 1000, DType::Bf16), true), 1000);
+        // dx in f32 would be more than slices of half of N save.
+        assert_eq!(slice_outputs(Path::Sm90, &Problem::new(8192, 8192, 8192, DType::Bf16), false), 8192);
+        assert_eq!(slice_outputs(Path::Portable, &Problem::new(8192, 8192, 8192, DType::F32), false), 2048);
         // What the portable forward of any slice takes fits the region.
         let problem = Problem::new(16_500, 40, 2200, DType::Bf16);
         let (_, regions) = Regions::layout(Path::Portable, &problem, Mode::Recompute, false);

@@ -211,13 +211,19 @@ mod tests {
             total_bytes: 0,
             driver_version: 13000,
         };
-        for dim in 1..=1024 {
+        for dim in 1..=1024usize {
             for tokens in TILE_TOKENS {
-                let shape = Shape { tokens: if dim > 128 { 128 } else { tokens }, query_blocks: 0 };
+                let shape = match dim {
+                    ..=128 => Shape { tokens, query_blocks: dim.div_ceil(64) },
+                    _ => Shape { tokens: 128, query_blocks: 0 },
+                };
                 for tiles in [1, 2, 3, 4, 100] {
                     let held = shape.tiles_of_block(&info, dim, tiles);
                     let (consumers, ring, bytes) = shape.ring(&info, dim, held);
-                    assert!(ring >= MIN_RING[0] && bytes <= info.shared_bytes_optin, "d {dim}, {tiles} tiles: {ring}");
+                    assert!(
+                        ring >= MIN_RING[shape.query_blocks] && bytes <= info.shared_bytes_optin,
+                        "d {dim}, {tiles} tiles: {ring}"
+                    );
                     assert!((1..=MAX_WARPGROUPS).contains(&consumers) && (held == 1 || held == consumers));
                 }
             }

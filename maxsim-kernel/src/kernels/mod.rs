@@ -28,7 +28,8 @@ fn load(gpu: &Gpu, variant: &Variant) -> Result<Kernel> {
     Ok(gpu.kernel(variant.program, variant.entry, &variant.defines)?)
 }
 
-/// A launch whose prologue may overlap the end of the one ahead of it: every kernel here begins with `grid_dependency_wait`.
+/// A launch whose prologue may overlap the end of the one ahead of it: every kernel here begins with `grid_dependency_wait`, but
+/// for `maxsim_backward_docs` told to run behind the queries' gradient, which `backward` launches right behind it and whose inputs are ready before that one begins.
 fn overlapped(info: &DeviceInfo, config: LaunchConfig) -> LaunchConfig {
     config.with_programmatic(info.compute_capability >= (9, 0))
 }
