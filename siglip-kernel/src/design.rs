@@ -5,7 +5,7 @@ use kernel_core::{Arch, DType, DeviceInfo};
 use crate::blocks::{Blocks, Limits, TILE};
 use crate::error::Result;
 use crate::io::Alignment;
-use crate::kernels::{LogitsPortable, LogitsSm90, LogitsSplit, PairsF32};
+use crate::kernels::{LogitsPortable, PairsF32, sm90_slots};
 use crate::problem::{Chunk, Options, Problem, Route, shape};
 use crate::workspace::{Regions, pads};
 
@@ -42,10 +42,9 @@ impl Engine {
 
     pub(crate) fn slots(self, info: &DeviceInfo) -> usize {
         match self {
-            Engine::Sm90 => LogitsSm90::slots(info),
             Engine::Portable => LogitsPortable::slots(info),
             Engine::F32 => PairsF32::slots(info),
-            Engine::Split => LogitsSplit::slots(info),
+            Engine::Sm90 | Engine::Split => sm90_slots(info),
         }
     }
 
@@ -188,7 +187,7 @@ impl Design {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -212,7 +211,7 @@ mod tests {
         assert!(message(ada, DType::Bf16).contains("sm_89") && message(hopper, DType::F32).contains("f32"));
     }
 
-    fn h200() -> DeviceInfo {
+    pub(crate) fn h200() -> DeviceInfo {
         DeviceInfo {
             name: "NVIDIA H200".to_owned(),
             ordinal: 0,

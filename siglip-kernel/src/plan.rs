@@ -196,12 +196,9 @@ impl Plan {
         let to_rows = self.design.rows_gradient(&pass);
         let bytes = pass.problem.dtype.size_bytes();
         let mut slots = 0;
-        let engine = match &mut self.texts {
-            Some(engine) if texts => engine,
-            _ => &mut self.images,
-        };
+        let both = self.design.texts.is_none();
         // SAFETY: the caller's promise.
-        unsafe { engine.begin(call) }?;
+        unsafe { self.engine(texts).begin(call) }?;
         let g = call.g;
         for row in pass.blocks.chunks(&pass.problem) {
             let rows = pass.blocks.rows.min(pass.problem.rows - row);
@@ -209,20 +206,15 @@ impl Plan {
             if to_rows == Gradient::InPlace {
                 call.d_img = rows_out;
             }
-            let blocks = match self.design.texts {
-                Some(_) => self.widen(call, &pass, g, d_txt, if texts { row + rows } else { 0 }),
-                None => pass.blocks,
-            };
+            let blocks =
+                if both { pass.blocks } else { self.widen(call, &pass, g, d_txt, if texts { row + rows } else { 0 }) };
             for block in blocks.of_chunk(&pass.problem, row) {
-                let engine = match &mut self.texts {
-                    Some(engine) if texts => engine,
-                    _ => &mut self.images,
-                };
+                let engine = self.engine(texts);
                 // SAFETY: the caller's promise.
                 unsafe {
                     slots = slots.max(engine.logits(call, &block)?);
                     engine.d_img(call, &block)?;
-                    if self.design.texts.is_none() {
+                    if both {
                         engine.d_txt(call, &block)?;
                     }
                 }
@@ -233,6 +225,14 @@ impl Plan {
             }
         }
         Ok(slots)
+    }
+
+    /// The engine of a pass.
+    fn engine(&mut self, texts: bool) -> &mut dyn Engine {
+        match &mut self.texts {
+            Some(engine) if texts => engine.as_mut(),
+            _ => self.images.as_mut(),
+        }
     }
 
     /// The blocks of a row chunk and, in `call.g`, where they go: into the rows of `d_txt` from `unwritten` on when those hold wider ones than the

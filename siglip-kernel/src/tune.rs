@@ -216,19 +216,7 @@ impl<T: Element> Rehearsal<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn h200() -> DeviceInfo {
-        DeviceInfo {
-            name: "NVIDIA H200".to_owned(),
-            ordinal: 0,
-            compute_capability: (9, 0),
-            sm_count: 132,
-            l2_bytes: 60 << 20,
-            shared_bytes_optin: 232_448,
-            total_bytes: 140 << 30,
-            driver_version: 13000,
-        }
-    }
+    use crate::design::tests::h200;
 
     fn candidates(problem: &Problem, options: Options) -> Candidates {
         Candidates::new(&h200(), problem, &options).unwrap()

@@ -1,17 +1,10 @@
 //! `xtask eval` as a program.
 
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize};
-use std::collections::HashMap;
+mod eval_program;
+
+use eval_program::{Outputs, Tensor, f32s, run};
+use safetensors::tensor::Dtype;
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
-
-type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
-
-fn f32s(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
 
 /// Two images and two texts along the axes: logits of 1 on the diagonal and 0 beside it.
 fn tensors() -> Vec<Tensor> {
@@ -27,54 +20,14 @@ fn with(replaced: Tensor) -> Vec<Tensor> {
     tensors().into_iter().map(|tensor| if tensor.0 == replaced.0 { replaced.clone() } else { tensor }).collect()
 }
 
-fn save(path: &Path, tensors: &[Tensor], metadata: &[(&str, &str)]) {
-    let views =
-        tensors.iter().map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
-    let metadata: HashMap<String, String> = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    fs::write(path, serialize(views, Some(metadata)).unwrap()).unwrap();
-}
-
-fn eval(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_xtask"))
-        .args(["eval", "siglip", "--input"])
-        .arg(folder.join("in.safetensors"))
-        .arg("--output")
-        .arg(folder.join("out.safetensors"))
-        .args(arguments)
-        .output()
-        .unwrap()
-}
-
 /// Everything that went to stderr of a run that must fail.
 fn error(tensors: &[Tensor], metadata: &[(&str, &str)], arguments: &[&str]) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    save(&folder.path().join("in.safetensors"), tensors, metadata);
-    let output = eval(folder.path(), arguments);
-    assert!(!output.status.success());
-    assert!(!folder.path().join("out.safetensors").exists());
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    eval_program::eval("siglip", tensors, metadata, arguments).unwrap_err()
 }
 
-/// The outputs of a run that must succeed, each as its shape and its values.
-fn results(
-    tensors: &[Tensor],
-    metadata: &[(&str, &str)],
-    arguments: &[&str],
-) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
-    let folder = tempfile::tempdir().unwrap();
-    save(&folder.path().join("in.safetensors"), tensors, metadata);
-    let output = eval(folder.path(), arguments);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let bytes = fs::read(folder.path().join("out.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let values = |data: &[u8], dtype| match dtype {
-        Dtype::F32 => data.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-        Dtype::BF16 => data.chunks(2).map(|b| half::bf16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect(),
-        other => panic!("unexpected {other:?}"),
-    };
-    file.iter()
-        .map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), values(view.data(), view.dtype()))))
-        .collect()
+/// The outputs of a run that must succeed.
+fn results(tensors: &[Tensor], metadata: &[(&str, &str)], arguments: &[&str]) -> Outputs {
+    eval_program::eval("siglip", tensors, metadata, arguments).unwrap()
 }
 
 fn close(found: f32, expected: f64) -> bool {
@@ -162,10 +115,10 @@ fn malformed_files_are_explained() {
 #[test]
 fn something_else_is_no_safetensors_file() {
     let folder = tempfile::tempdir().unwrap();
-    let missing = eval(folder.path(), &[]);
+    let missing = run("siglip", folder.path(), &[]);
     assert!(String::from_utf8_lossy(&missing.stderr).contains("in.safetensors"));
     fs::write(folder.path().join("in.safetensors"), b"PK").unwrap();
-    let output = eval(folder.path(), &[]);
+    let output = run("siglip", folder.path(), &[]);
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("not a safetensors file"));
 }

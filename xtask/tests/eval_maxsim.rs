@@ -1,18 +1,9 @@
 //! `xtask eval maxsim` as a program.
 
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize};
-use std::collections::HashMap;
-use std::fs;
-use std::process::Command;
+mod eval_program;
 
-type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
-/// Shape and values of each.
-type Outputs = HashMap<String, (Vec<usize>, Vec<f32>)>;
-
-fn f32s(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
+use eval_program::{Outputs, Tensor, f32s};
+use safetensors::tensor::Dtype;
 
 fn i64s(values: &[i64]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
@@ -44,33 +35,8 @@ fn padded() -> Vec<Tensor> {
     ]
 }
 
-/// The outputs, or what went to stderr.
 fn eval(tensors: &[Tensor], arguments: &[&str]) -> Result<Outputs, String> {
-    let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
-    let views =
-        tensors.iter().map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
-    fs::write(&input, serialize(views, None).unwrap()).unwrap();
-    let run = Command::new(env!("CARGO_BIN_EXE_xtask"))
-        .args(["eval", "maxsim", "--input"])
-        .arg(&input)
-        .arg("--output")
-        .arg(&output)
-        .args(arguments)
-        .output()
-        .unwrap();
-    if !run.status.success() {
-        assert!(!output.exists());
-        return Err(String::from_utf8_lossy(&run.stderr).into_owned());
-    }
-    let file = fs::read(&output).unwrap();
-    let found = SafeTensors::deserialize(&file).unwrap();
-    let tensor = |name: &str| {
-        let tensor = found.tensor(name).unwrap();
-        let values = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        (tensor.shape().to_vec(), values.collect())
-    };
-    Ok(found.names().into_iter().map(|name| (name.to_string(), tensor(name))).collect())
+    eval_program::eval("maxsim", tensors, &[], arguments)
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! `xtask eval swiglu` as a program.
 
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize};
+mod eval_program;
+
+use eval_program::f32s;
+use safetensors::tensor::Dtype;
 use std::collections::HashMap;
-use std::fs;
-use std::process::Command;
 
 type Tensor = (&'static str, Vec<usize>, Vec<f32>);
 
@@ -13,37 +13,12 @@ fn tensors() -> Vec<Tensor> {
     vec![("x", vec![1, 2], vec![1.0, 2.0]), ("w", vec![2, 2], vec![1.0, 0.0, 0.0, 1.0]), ("dz", vec![1, 1], vec![3.0])]
 }
 
-fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// The outputs, or what went to stderr.
+/// The outputs' values, or what went to stderr.
 fn eval(tensors: &[Tensor], arguments: &[&str]) -> Result<HashMap<String, Vec<f32>>, String> {
-    let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
-    let data: Vec<_> = tensors.iter().map(|(name, shape, values)| (*name, shape.clone(), bytes(values))).collect();
-    let views =
-        data.iter().map(|(name, shape, data)| (*name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
-    fs::write(&input, serialize(views, None).unwrap()).unwrap();
-    let run = Command::new(env!("CARGO_BIN_EXE_xtask"))
-        .args(["eval", "swiglu", "--input"])
-        .arg(&input)
-        .arg("--output")
-        .arg(&output)
-        .args(arguments)
-        .output()
-        .unwrap();
-    if !run.status.success() {
-        assert!(!output.exists());
-        return Err(String::from_utf8_lossy(&run.stderr).into_owned());
-    }
-    let file = fs::read(&output).unwrap();
-    let found = SafeTensors::deserialize(&file).unwrap();
-    let values = |name: &String| {
-        let data = found.tensor(name).unwrap().data().to_vec();
-        data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-    };
-    Ok(found.names().into_iter().map(|name| (name.to_string(), values(&name.to_string()))).collect())
+    let tensors: Vec<_> =
+        tensors.iter().map(|(name, shape, values)| (*name, Dtype::F32, shape.clone(), f32s(values))).collect();
+    let found = eval_program::eval("swiglu", &tensors, &[], arguments)?;
+    Ok(found.into_iter().map(|(name, (_, values))| (name, values)).collect())
 }
 
 #[test]

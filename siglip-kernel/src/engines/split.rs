@@ -103,8 +103,8 @@ impl SplitEngine {
 
     /// Rows from the high to the low plane of both sides and of G.
     fn displacements(&self) -> [i32; 3] {
-        [self.problem.rows.next_multiple_of(TILE), self.problem.cols.next_multiple_of(TILE), self.blocks.rows]
-            .map(|rows| rows as i32)
+        let Problem { rows, cols, dim, .. } = self.problem;
+        [plane([rows, dim])[0], plane([cols, dim])[0], self.blocks.rows].map(|rows| rows as i32)
     }
 
     /// Of `inverses` from `row` on.
@@ -115,19 +115,20 @@ impl SplitEngine {
 
 impl Engine for SplitEngine {
     unsafe fn begin(&mut self, call: &Call<'_>) -> Result<()> {
+        let Problem { rows, cols, dim, .. } = self.problem;
         let side = |from: super::At, rows: usize, high, inverse| SplitSide {
             from: from.address,
             from_stride: from.row_stride as u64,
             rows: rows as u64,
             high,
-            plane_rows: rows.next_multiple_of(TILE) as u64,
+            plane_rows: plane([rows, dim])[0] as u64,
             inverse,
         };
         let params = SplitInputsParams {
-            img: side(call.img, self.problem.rows, call.planes.img, call.planes.img_inverse),
-            txt: side(call.txt, self.problem.cols, call.planes.txt, call.planes.txt_inverse),
-            cols: self.problem.dim as u32,
-            plane_cols: self.problem.dim.next_multiple_of(PLANE_COLS) as u32,
+            img: side(call.img, rows, call.planes.img, call.planes.img_inverse),
+            txt: side(call.txt, cols, call.planes.txt, call.planes.txt_inverse),
+            cols: dim as u32,
+            plane_cols: plane([rows, dim])[1] as u32,
         };
         // SAFETY: the inputs are the call's live memory, planes and scales are as large as `side_elements` says.
         unsafe { self.inputs.launch(call.stream, params) }

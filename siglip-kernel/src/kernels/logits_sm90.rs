@@ -40,11 +40,6 @@ impl LogitsSm90 {
         Ok(Self { kernel, cluster: programs::logits_cluster(gradient) })
     }
 
-    /// Per-warp slots of sums that launches on this device write, at most.
-    pub(crate) fn slots(info: &DeviceInfo) -> usize {
-        info.sm_count as usize * CONSUMER_WARPS
-    }
-
     /// Gives the number of slots it writes.
     ///
     /// # Safety

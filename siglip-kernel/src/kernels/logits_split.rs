@@ -44,11 +44,6 @@ impl LogitsSplit {
         Ok(Self { kernel: load(gpu, &programs::logits_split(gradient))? })
     }
 
-    /// Per-warp slots of sums that launches on this device write, at most.
-    pub(crate) fn slots(info: &DeviceInfo) -> usize {
-        info.sm_count as usize * CONSUMER_WARPS
-    }
-
     /// Gives the number of slots it writes. `shape` is `rows` × `cols` pairs.
     ///
     /// # Safety

@@ -20,12 +20,18 @@ pub(crate) use pairs_f32::{PairsF32, PairsF32Params};
 pub(crate) use quantize_fp8::{QuantizeFp8, QuantizeParams, QuantizeSide};
 pub(crate) use split_inputs::{SCALE_ROWS, SplitInputs, SplitInputsParams, SplitSide};
 
-use kernel_core::{Gpu, Kernel, Variant};
+use kernel_core::sm90::CONSUMER_WARPS;
+use kernel_core::{DeviceInfo, Gpu, Kernel, Variant};
 
 use crate::error::Result;
 
 /// f64 values that every warp of a logit kernel keeps: the loss, and the sums of dL/dz and of dL/dz times the dot product.
 pub(crate) const SUMS_PER_WARP: usize = 3;
+
+/// Per-warp slots of sums that launches of a Hopper logit kernel on this device write, at most.
+pub(crate) fn sm90_slots(info: &DeviceInfo) -> usize {
+    info.sm_count as usize * CONSUMER_WARPS
+}
 
 fn load(gpu: &Gpu, variant: &Variant) -> Result<Kernel> {
     Ok(gpu.kernel(variant.program, variant.entry, &variant.defines)?)

@@ -50,16 +50,19 @@ fn run_search(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMut
         Box::new(search) as Box<dyn Contender + '_>
     };
     let contenders = [Searched::Host, Searched::Copied, Searched::Device].map(search).into_iter().collect();
-    let subject = Subject {
+    let title = format!("maxsim search {}", axes(problem));
+    setting.measure(&subject("search", problem), &title, contenders, |m| line(&title, problem, m), say)
+}
+
+fn subject(op: &str, problem: &BenchProblem) -> Subject {
+    Subject {
         family: "maxsim",
-        op: "search".to_owned(),
+        op: op.to_owned(),
         shape: problem.shape(),
         dtype: "bf16".to_owned(),
         flop: problem.flop(),
         bytes: problem.bytes(),
-    };
-    let title = format!("maxsim search {}", axes(problem));
-    setting.measure(&subject, &title, contenders, |m| line(&title, problem, m), say)
+    }
 }
 
 fn axes(problem: &BenchProblem) -> String {
@@ -107,15 +110,7 @@ fn run_problem(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMu
     // Scores alone are the same kernel with either backward.
     let peers = PEERS.into_iter().filter(|name| op == Op::ScoreStep || !name.ends_with("lowmem"));
     setting.join_peers(&peers.collect::<Vec<_>>(), &problem.for_peers(), &mut contenders, &mut missing);
-    let subject = Subject {
-        family: "maxsim",
-        op: op.name().to_owned(),
-        shape: problem.shape(),
-        dtype: "bf16".to_owned(),
-        flop: problem.flop(),
-        bytes: problem.bytes(),
-    };
-    setting.measure(&subject, &title, contenders, |m| line(&title, problem, m), say)
+    setting.measure(&subject(op.name(), problem), &title, contenders, |m| line(&title, problem, m), say)
 }
 
 fn routes(problem: &BenchProblem) -> Vec<Options> {
