@@ -22,11 +22,12 @@ KERNEL __launch_bounds__(WARPS * WARP) maxsim_finish(const __grid_constant__ Fin
     Sum sum;
     sum.clear();
     for (u32 split = 0; split < params.splits; ++split) sum.add_spilled(params.scratch + (split * params.tokens + row) * params.dim, params.dim);
-    if (params.texts.scales && !sum.is_zero()) {  // see finish() of the documents
+    const bool zero = sum.is_zero();
+    if (params.texts.scales && !zero) {  // see finish() of the documents
       const E::Storage* own = static_cast<const E::Storage*>(params.texts.rows) + row * params.texts.row_stride;
       sum.through_norm(own, params.texts.scales[row], params.dim);
     }
-    sum.store(params.gradient + row * params.gradient_stride, params.dim);
+    if (Sum::group() == 0) sum.store(params.gradient + row * params.gradient_stride, params.dim);
   }
 }
 

@@ -27,6 +27,8 @@ struct GradientParams {
   E::Storage* gradient;   // of the queries or of the documents
   u64 gradient_stride;    // elements
   float* scratch;         // partial sums of the queries' gradient, or f32 sums of the documents'
-  u32 splits;             // of the documents that a query meets
+  u32 splits;             // queries: of the documents that one meets; documents: log2 of the places that a meeting has for its query's tokens
   u32 behind_queries;     // documents: nonzero when the launch before this one is of the queries' gradient, which it need not wait for
+  u32 sharers;            // queries: warps of a block that sum one token, each over its share of the documents; a power of 2
+  u32 owned;              // documents: tokens of a block, at most
 };

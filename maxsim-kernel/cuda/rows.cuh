@@ -1,30 +1,29 @@
 // Weighted sums of token rows, in f32 registers: what both gradients are made of.
 //
 // A row is read by LANES lanes of a warp, VECTOR elements (16 bytes) at a time and SLICES times; a warp sums 32 / LANES rows at once, each group
-// of lanes its own, and adds the groups at the end. The order of the additions depends on nothing but the list.
+// of lanes its own: of different sums, or of one, and then adds the groups at the end. The order of the additions depends on nothing but the list.
 #pragma once
 #include "texts.cuh"
 #include "numerics.cuh"
 
+// A load that is not valid reads nothing and gives zeros.
 template <class E> struct Vector;
 template <> struct Vector<F32> {
   static constexpr u32 SIZE = 4;
-  static DEV void load(float (&x)[SIZE], const float* p) {
-    const float4 v = *reinterpret_cast<const float4*>(p);
+  static DEV void load(float (&x)[SIZE], const float* p, bool valid = true) {
+    float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (valid) v = *reinterpret_cast<const float4*>(p);
     x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
   }
   static DEV void store(float* p, const float (&x)[SIZE]) { *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]); }
 };
 template <class E> struct Vector {
   static constexpr u32 SIZE = 8;
-  static DEV void load(float (&x)[SIZE], const u16* p) {
-    const uint4 v = *reinterpret_cast<const uint4*>(p);
+  static DEV void load(float (&x)[SIZE], const u16* p, bool valid = true) {
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (valid) v = *reinterpret_cast<const uint4*>(p);
     const u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-      if constexpr (E::KIND == Kind::BF16) x[2 * i] = __uint_as_float(words[i] << 16), x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-      else x[2 * i] = f16_to_float((u16)words[i]), x[2 * i + 1] = f16_to_float((u16)(words[i] >> 16));
-    }
+    unpack<E>(x, words);
   }
   static DEV void store(u16* p, const float (&x)[SIZE]) {
     *reinterpret_cast<uint4*>(p) = make_uint4(E::pack(x[0], x[1]), E::pack(x[2], x[3]), E::pack(x[4], x[5]), E::pack(x[6], x[7]));
@@ -32,7 +31,7 @@ template <class E> struct Vector {
 };
 template <class E> struct Scalar {
   static constexpr u32 SIZE = 1;
-  static DEV void load(float (&x)[1], const typename E::Storage* p) { x[0] = E::load(p); }
+  static DEV void load(float (&x)[1], const typename E::Storage* p, bool valid = true) { x[0] = valid ? E::load(p) : 0.f; }
   static DEV void store(typename E::Storage* p, const float (&x)[1]) { E::store(p, x[0]); }
 };
 
@@ -48,27 +47,28 @@ template <class E, class Access, u32 LANES, u32 SLICES> struct RowSum {
 #pragma unroll
       for (u32 i = 0; i < SIZE; ++i) sum[s][i] = 0.f;
   }
-  // Whether the whole warp's sums are 0.
+  // Whether all of the group's sums are 0.
   DEV bool is_zero() const {
     bool zero = true;
 #pragma unroll
     for (u32 s = 0; s < SLICES; ++s)
 #pragma unroll
       for (u32 i = 0; i < SIZE; ++i) zero &= sum[s][i] == 0.f;
-    return __all_sync(~0u, zero);
+    const u32 zeros = __ballot_sync(~0u, zero) >> group() * LANES, all = LANES == WARP ? ~0u : (1u << LANES % WARP) - 1;
+    return (zeros & all) == all;
   }
   // Where slice `s` of this lane lies in a row.
   static DEV u32 column(u32 s) { return (s * LANES + threadIdx.x % LANES) * SIZE; }
   static DEV u32 group() { return threadIdx.x % WARP / LANES; }
 
-  DEV void add(const Storage* row, float weight, u32 dim) {
+  // Nothing of a row that is not `valid`, whatever its weight.
+  DEV void add(const Storage* row, float weight, u32 dim, bool valid = true) {
 #pragma unroll
     for (u32 s = 0; s < SLICES; ++s) {
-      if (column(s) >= dim) continue;
       float x[SIZE];
-      Access::load(x, row + column(s));
+      Access::load(x, row + column(s), valid && column(s) < dim);
 #pragma unroll
-      for (u32 i = 0; i < SIZE; ++i) sum[s][i] = fmaf(weight, x[i], sum[s][i]);
+      for (u32 i = 0; i < SIZE; ++i) sum[s][i] = fmaf(valid ? weight : 0.f, x[i], sum[s][i]);
     }
   }
   // Every group ends with the sum of all.
@@ -81,17 +81,14 @@ template <class E, class Access, u32 LANES, u32 SLICES> struct RowSum {
         for (u32 i = 0; i < SIZE; ++i) sum[s][i] += __shfl_xor_sync(~0u, sum[s][i], offset);
   }
   // The gradient of x / sqrt(max(|x|^2, 1e-12)) turned into that of x: inverse * (g - x * <x, g> * inverse^2), without the second term
-  // where the norm is held at its floor.
-  DEV void through_norm(const Storage* row, float inverse, u32 dim) {
+  // where the norm is held at its floor. Of a row that is not `valid` nothing is read. By the whole warp.
+  DEV void through_norm(const Storage* row, float inverse, u32 dim, bool valid = true) {
     float x[SLICES][SIZE], inner = 0.f;
 #pragma unroll
     for (u32 s = 0; s < SLICES; ++s) {
-      if (column(s) < dim) Access::load(x[s], row + column(s));
+      Access::load(x[s], row + column(s), valid && column(s) < dim);
 #pragma unroll
-      for (u32 i = 0; i < SIZE; ++i) {
-        if (column(s) >= dim) x[s][i] = 0.f;
-        inner = fmaf(x[s][i], sum[s][i], inner);
-      }
+      for (u32 i = 0; i < SIZE; ++i) inner = fmaf(x[s][i], column(s) < dim ? sum[s][i] : 0.f, inner);
     }
 #pragma unroll
     for (u32 offset = 1; offset < LANES; offset *= 2) inner += __shfl_xor_sync(~0u, inner, offset);
@@ -101,16 +98,13 @@ template <class E, class Access, u32 LANES, u32 SLICES> struct RowSum {
 #pragma unroll
       for (u32 i = 0; i < SIZE; ++i) sum[s][i] = inverse * fmaf(-x[s][i], along, sum[s][i]);
   }
-  // By the first group.
   DEV void store(Storage* row, u32 dim) const {
-    if (group() != 0) return;
 #pragma unroll
     for (u32 s = 0; s < SLICES; ++s)
       if (column(s) < dim) Access::store(row + column(s), sum[s]);
   }
-  // To and from f32 scratch, by the first group.
+  // To and from f32 scratch.
   DEV void spill(float* to, u32 dim) const {
-    if (group() != 0) return;
 #pragma unroll
     for (u32 s = 0; s < SLICES; ++s)
 #pragma unroll

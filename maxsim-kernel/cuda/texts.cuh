@@ -44,3 +44,15 @@ struct Best {
     if (yields_to(other) || (same && (u32)at < (u32)index)) value = other, index = at;
   }
 };
+
+// Of a token with this square of its length. A NaN stays NaN.
+DEV float inverse_norm(float square) { return 1.f / sqrtf(max_nan(square, 1e-12f)); }
+
+// Eight 16-bit elements.
+template <class E> DEV void unpack(float (&x)[8], const u32 (&words)[4]) {
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) {
+    if constexpr (E::KIND == Kind::BF16) x[2 * i] = __uint_as_float(words[i] << 16), x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    else x[2 * i] = f16_to_float((u16)words[i]), x[2 * i + 1] = f16_to_float((u16)(words[i] >> 16));
+  }
+}

@@ -5,11 +5,11 @@ use kernel_core::Gpu;
 use crate::error::Result;
 use crate::kernels::{
     BackwardDocs, BackwardQueries, Choosers, FinishGradients, FinishParams, GradientParams, ItemsArg, MeetingsArg,
-    TextsArg,
+    TextsArg, places_log2,
 };
 use crate::problem::{BackwardRoute, Pairing, Problem};
 use crate::rows::RowAccess;
-use crate::workspace::splits;
+use crate::workspace::{docs_of_query, splits};
 
 /// One call. Of `texts`, `meetings` and `gradients` the queries' is first; gradients are address and row stride, address 0 when not wanted.
 pub(crate) struct Call<'a> {
@@ -83,7 +83,7 @@ impl Backward {
         let (queries, longest_query) = (problem.queries.count(), problem.queries.longest());
         let rows = [problem.queries.rows(), problem.docs.rows()];
         let [wants_queries, wants_docs] = [0, 1].map(|side| call.gradients[side].0 != 0 && rows[side] > 0);
-        let params = |side: usize, splits: usize| GradientParams {
+        let params = |side: usize, splits: usize, sharers: usize| GradientParams {
             items: call.items,
             queries: call.texts[0],
             docs: call.texts[1],
@@ -96,6 +96,8 @@ impl Backward {
             scratch: call.scratch,
             splits: splits as u32,
             behind_queries: u32::from(side == 1 && wants_queries),
+            sharers: sharers as u32,
+            owned: 0,
         };
         let finish = |side: usize, tokens: usize, splits: usize| FinishParams {
             texts: call.texts[side],
@@ -112,7 +114,7 @@ impl Backward {
             unsafe {
                 kernels.finish.clear(stream, info, call.scratch, rows[1] as u64 * problem.dim as u64)?;
                 if rows[0] > 0 {
-                    both.launch(gpu, queries, longest_query, &params(0, 1))?;
+                    both.launch(gpu, queries, longest_query, &params(0, 1, 1))?;
                 }
                 kernels.finish.finish(stream, info, &finish(1, rows[1], 1))?;
             }
@@ -121,20 +123,18 @@ impl Backward {
         if wants_queries {
             // In the unified route the scratch may be smaller than the parts of a cut sum.
             let split = if kernels.both.is_some() { 1 } else { split };
+            let sharers = BackwardQueries::sharers(info, rows[0] * split, docs_of_query(problem) / split);
             // SAFETY: as above.
-            unsafe { kernels.queries.launch(gpu, queries, longest_query, &params(0, split)) }?;
+            unsafe { kernels.queries.launch(gpu, queries, longest_query, &params(0, split, sharers)) }?;
             if split > 1 {
                 // SAFETY: as above.
                 unsafe { kernels.finish.finish(stream, info, &finish(0, rows[0], split)) }?;
             }
         }
         if wants_docs {
-            let steps_per_query = longest_query.div_ceil(32);
+            let params = params(1, places_log2(longest_query) as usize, 1);
             // SAFETY: as above.
-            unsafe {
-                let params = params(1, steps_per_query);
-                kernels.docs.launch(gpu, problem.docs.count(), problem.docs.longest(), &params)?;
-            }
+            unsafe { kernels.docs.launch(gpu, problem.docs.count(), problem.docs.longest(), &params) }?;
         }
         Ok(())
     }
@@ -142,11 +142,11 @@ impl Backward {
 
 /// How many query tokens may choose in one document.
 fn choosers(problem: &Problem) -> Choosers {
-    let steps = problem.queries.longest().div_ceil(32);
+    let places = 1 << places_log2(problem.queries.longest());
     match &problem.pairing {
-        Pairing::Cross => Choosers::of_steps(problem.queries.count() * steps),
-        Pairing::Candidates { .. } | Pairing::Pairs => Choosers::of_steps(steps),
+        Pairing::Cross => Choosers::of_places(problem.queries.count().saturating_mul(places)),
+        Pairing::Candidates { .. } | Pairing::Pairs => Choosers::of_places(places),
         // A document may stand in the list any number of times.
-        Pairing::List(_) => Choosers::Any,
+        Pairing::List(_) => Choosers::Many,
     }
 }

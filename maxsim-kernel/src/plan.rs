@@ -109,7 +109,7 @@ fn design(gpu: &Gpu, problem: &Problem, options: Options) -> Result<(Route, Back
 pub fn workspace_bytes(gpu: &Gpu, problem: &Problem, options: Options) -> Result<usize> {
     let (route, backward) = design(gpu, problem, options)?;
     let division = Scorer::division(route, gpu.info(), problem);
-    Ok(Regions::layout(problem, &division, Scorer::padded_dim(route, problem), backward).0.total())
+    Ok(Regions::layout(problem, &division, Scorer::padded_dim(problem), backward).0.total())
 }
 
 impl Plan {
@@ -121,7 +121,7 @@ impl Plan {
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let (route, backward) = design(gpu, &problem, options)?;
         let division = Scorer::division(route, gpu.info(), &problem);
-        let (layout, regions) = Regions::layout(&problem, &division, Scorer::padded_dim(route, &problem), backward);
+        let (layout, regions) = Regions::layout(&problem, &division, Scorer::padded_dim(&problem), backward);
         Ok(Self {
             tables: Tables::new(gpu, &problem, &division)?,
             scorer: Scorer::new(gpu, route, &problem)?,
@@ -214,6 +214,8 @@ impl Plan {
             dim: self.problem.dim as u32,
             sums: if self.division.whole { scores } else { self.workspace.ptr(self.regions.partials) },
             argmax: argmax.as_ref().map_or(0, |(address, _)| *address),
+            tiles: self.division.tiles as u32,
+            stages: 0,
         };
         let padded = [self.regions.queries.padded, self.regions.docs.padded].map(|region| self.workspace.ptr(region));
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, of the tables and of the workspace.

@@ -7,6 +7,7 @@ use crate::kernels::{Choosers, Shape};
 use crate::rows::RowAccess;
 
 const HEADERS: &[(&str, &str)] = &[
+    ("forward.cuh", include_str!("../cuda/forward.cuh")),
     ("gradients.cuh", include_str!("../cuda/gradients.cuh")),
     ("items.cuh", include_str!("../cuda/items.cuh")),
     ("rows.cuh", include_str!("../cuda/rows.cuh")),
@@ -25,6 +26,7 @@ macro_rules! program {
 
 program!(PREPARE, "prepare");
 program!(FORWARD_PORTABLE, "forward_portable");
+program!(FORWARD_MMA, "forward_mma");
 program!(FORWARD_SM90, "forward_sm90");
 program!(SETTLE, "settle");
 program!(TOP_K, "top_k");
@@ -55,6 +57,12 @@ pub(crate) fn forward_portable(dtype: DType, argmax: bool) -> Variant {
         hot: true,
         min_arch: Some("sm_80"),
     }
+}
+
+/// `steps`: 16-element steps of d held in registers, or 0.
+pub(crate) fn forward_mma(dtype: DType, steps: usize, argmax: bool) -> Variant {
+    let defines = vec![("ELEMENT", element(dtype)), ("WITH_ARGMAX", flag(argmax)), ("QUERY_STEPS", steps.to_string())];
+    Variant { program: &FORWARD_MMA, entry: "maxsim_forward_mma", defines, hot: true, min_arch: Some("sm_80") }
 }
 
 pub(crate) fn forward_sm90(dtype: DType, shape: Shape, argmax: bool) -> Variant {
@@ -96,10 +104,9 @@ pub(crate) fn backward_queries(dtype: DType, access: RowAccess, docs: bool) -> V
 
 pub(crate) fn backward_docs(dtype: DType, access: RowAccess, choosers: Choosers) -> Variant {
     let mut defines = row_defines(dtype, access);
-    defines.push(("OWNED", format!("{}u", choosers.owned(dtype, access))));
+    defines.push(("OWNED", format!("{}u", choosers.owned())));
     defines.push(("CAPACITY", format!("{}u", choosers.capacity())));
-    defines.push(("BATCHED", flag(choosers == Choosers::Any)));
-    defines.push(("BLOCK_WARPS", choosers.warps(dtype, access).to_string()));
+    defines.push(("BLOCK_WARPS", choosers.warps().to_string()));
     defines.push(("RESIDENT", choosers.resident(dtype, access).to_string()));
     Variant {
         program: &BACKWARD_DOCS,
@@ -141,6 +148,7 @@ pub fn variants() -> Vec<Variant> {
     for dtype in [DType::F16, DType::Bf16] {
         for argmax in [false, true] {
             all.extend(Shape::all().map(|shape| forward_sm90(dtype, shape, argmax)));
+            all.extend([4, 8, 0].map(|steps| forward_mma(dtype, steps, argmax)));
         }
         all.push(settle(dtype));
     }

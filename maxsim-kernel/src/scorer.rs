@@ -1,25 +1,31 @@
 //! The scoring kernels of a plan's route.
 
 use kernel_core::cudarc::driver::{CudaSlice, DevicePtr};
-use kernel_core::{DeviceInfo, Gpu, TensorMap};
+use kernel_core::{DType, DeviceInfo, Gpu, TensorMap};
 
 use crate::error::Result;
 use crate::kernels::{
-    ForwardParams, ForwardPortable, ForwardSm90, HopperParams, PadParams, Prepare, RowsAt, Settle, SettleParams, Shape,
-    TextsArg, maps,
+    ForwardMma, ForwardParams, ForwardPortable, ForwardSm90, HopperParams, PadParams, Prepare, RowsAt, Settle,
+    SettleParams, Shape, TextsArg, maps,
 };
 use crate::problem::{Pairing, Problem, Route};
 use crate::tiles::{Division, TILE_ROWS, query_tiles};
 
-/// Elements that rows are padded to a multiple of for the copy engine: 16 bytes.
+/// Elements that rows are padded to a multiple of for tensor cores: 16 bytes.
 const ROW_ELEMENTS: usize = 8;
 /// How much of the L2 cache a chunk of documents may fill while all queries meet it.
 const L2_SHARE: usize = 2;
 
 /// Kernels come with and without the argmax.
 pub(crate) enum Scorer {
-    Portable([ForwardPortable; 2]),
+    Portable(Portable),
     Hopper(Box<Hopper>),
+}
+
+/// f32, and rows that do not begin at multiples of 16 bytes, are multiplied on the CUDA cores.
+pub(crate) struct Portable {
+    plain: [ForwardPortable; 2],
+    tensor: Option<[ForwardMma; 2]>,
 }
 
 pub(crate) struct Hopper {
@@ -37,8 +43,10 @@ impl Scorer {
     pub(crate) fn new(gpu: &Gpu, route: Route, problem: &Problem) -> Result<Self> {
         let dtype = problem.dtype;
         if route != Route::Hopper {
-            let kernel = |argmax| ForwardPortable::new(gpu, dtype, argmax);
-            return Ok(Self::Portable([kernel(false)?, kernel(true)?]));
+            let plain = |argmax| ForwardPortable::new(gpu, dtype, argmax);
+            let tensor = |argmax| ForwardMma::new(gpu, dtype, problem.dim, argmax);
+            let tensor = if dtype == DType::F32 { None } else { Some([tensor(false)?, tensor(true)?]) };
+            return Ok(Self::Portable(Portable { plain: [plain(false)?, plain(true)?], tensor }));
         }
         let shape = Shape::choose(problem);
         let kernel = |argmax| ForwardSm90::new(gpu, dtype, shape, argmax);
@@ -62,26 +70,27 @@ impl Scorer {
     /// How the work of `problem` is cut on this route.
     pub(crate) fn division(route: Route, info: &DeviceInfo, problem: &Problem) -> Division {
         let chunk_bytes = info.l2_bytes / L2_SHARE;
-        if route != Route::Hopper {
-            return Division::new(problem, ForwardPortable::TILES, ForwardPortable::most_blocks(info), chunk_bytes);
-        }
         let tiles = match problem.pairing {
             Pairing::Cross => query_tiles(&problem.queries).0.len(),
             _ => problem.queries.longest().div_ceil(TILE_ROWS),
         };
+        if route != Route::Hopper {
+            let most = if problem.dtype == DType::F32 { 1 } else { ForwardMma::TILES };
+            return Division::new(problem, tiles.clamp(1, most), ForwardMma::most_blocks(info), chunk_bytes);
+        }
         let held = Shape::choose(problem).tiles_of_block(info, problem.dim, tiles.max(1));
         Division::new(problem, held, info.sm_count as usize, chunk_bytes)
     }
 
     /// Elements of a padded row, where the route copies rows to where they are aligned.
-    pub(crate) fn padded_dim(route: Route, problem: &Problem) -> Option<usize> {
+    pub(crate) fn padded_dim(problem: &Problem) -> Option<usize> {
         let padded = problem.dim.next_multiple_of(ROW_ELEMENTS);
-        (route == Route::Hopper && padded != problem.dim).then_some(padded)
+        (problem.dtype != DType::F32 && padded != problem.dim).then_some(padded)
     }
 
     /// Bytes that every input row must begin at a multiple of.
     pub(crate) fn alignment(&self, problem: &Problem) -> usize {
-        let direct = self.route() == Route::Hopper && Self::padded_dim(Route::Hopper, problem).is_none();
+        let direct = self.route() == Route::Hopper && Self::padded_dim(problem).is_none();
         if direct { 16 } else { 1 }
     }
 
@@ -94,14 +103,70 @@ impl Scorer {
         division: &Division,
         prepare: &Prepare,
         padded: [u64; 2],
-        params: ForwardParams,
+        mut params: ForwardParams,
     ) -> Result<()> {
-        let with_argmax = usize::from(params.argmax != 0);
+        let rows = pad(gpu, problem, prepare, padded, &mut params)?;
         match self {
             // SAFETY: the caller's promise.
-            Self::Portable(kernels) => unsafe { kernels[with_argmax].launch(gpu, division.blocks, &params) },
+            Self::Portable(portable) => unsafe { portable.launch(gpu, problem, division, rows, params) },
             // SAFETY: the caller's promise.
-            Self::Hopper(hopper) => unsafe { hopper.launch(gpu, problem, division, prepare, padded, params) },
+            Self::Hopper(hopper) => unsafe { hopper.launch(gpu, problem, division, rows, params) },
+        }
+    }
+}
+
+/// Queues the copies of queries and documents to padded rows, if there are any, and points `params` to them. Gives where the rows are.
+fn pad(
+    gpu: &Gpu,
+    problem: &Problem,
+    prepare: &Prepare,
+    to: [u64; 2],
+    params: &mut ForwardParams,
+) -> Result<[RowsAt; 2]> {
+    let pad = |texts: &mut TextsArg, to: u64, rows: usize| -> Result<RowsAt> {
+        if let Some(dim) = Scorer::padded_dim(problem) {
+            let params = PadParams {
+                from: texts.rows,
+                to,
+                from_stride: texts.row_stride,
+                to_stride: dim as u64,
+                rows: rows as u64,
+                dim: problem.dim as u32,
+                padded: dim as u32,
+            };
+            // SAFETY: `from` is a checked input, `to` a region of `rows` padded rows.
+            unsafe { prepare.pad(gpu.stream(), gpu.info(), &params) }?;
+            (texts.rows, texts.row_stride) = (to, dim as u64);
+        }
+        Ok(RowsAt { address: texts.rows, row_stride: texts.row_stride as usize, rows })
+    };
+    Ok([
+        pad(&mut params.queries, to[0], problem.queries.matrix_rows())?,
+        pad(&mut params.docs, to[1], problem.docs.matrix_rows())?,
+    ])
+}
+
+impl Portable {
+    /// # Safety
+    /// As [`Scorer::launch`].
+    unsafe fn launch(
+        &self,
+        gpu: &Gpu,
+        problem: &Problem,
+        division: &Division,
+        rows: [RowsAt; 2],
+        mut params: ForwardParams,
+    ) -> Result<()> {
+        let with_argmax = usize::from(params.argmax != 0);
+        let aligned = |at: &RowsAt| at.address.is_multiple_of(16) && at.row_stride.is_multiple_of(ROW_ELEMENTS);
+        match &self.tensor {
+            Some(tensor) if rows.iter().all(aligned) => {
+                params.dim = Scorer::padded_dim(problem).unwrap_or(problem.dim) as u32;
+                // SAFETY: the caller's promise.
+                unsafe { tensor[with_argmax].launch(gpu, division.blocks, &params) }
+            }
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.plain[with_argmax].launch(gpu, division.blocks, &params) },
         }
     }
 }
@@ -114,36 +179,14 @@ impl Hopper {
         gpu: &Gpu,
         problem: &Problem,
         division: &Division,
-        prepare: &Prepare,
-        padded: [u64; 2],
-        mut params: ForwardParams,
+        at: [RowsAt; 2],
+        params: ForwardParams,
     ) -> Result<()> {
         let (stream, info) = (gpu.stream(), gpu.info());
-        let dim = Scorer::padded_dim(Route::Hopper, problem);
-        let pad = |texts: &mut TextsArg, to: u64, rows: usize| -> Result<RowsAt> {
-            if let Some(dim) = dim {
-                let params = PadParams {
-                    from: texts.rows,
-                    to,
-                    from_stride: texts.row_stride,
-                    to_stride: dim as u64,
-                    rows: rows as u64,
-                    dim: problem.dim as u32,
-                    padded: dim as u32,
-                };
-                // SAFETY: `from` is a checked input, `to` a region of `rows` padded rows.
-                unsafe { prepare.pad(stream, info, &params) }?;
-                (texts.rows, texts.row_stride) = (to, dim as u64);
-            }
-            Ok(RowsAt { address: texts.rows, row_stride: texts.row_stride as usize, rows })
-        };
-        let at = [
-            pad(&mut params.queries, padded[0], problem.queries.matrix_rows())?,
-            pad(&mut params.docs, padded[1], problem.docs.matrix_rows())?,
-        ];
+        let dim = Scorer::padded_dim(problem).unwrap_or(problem.dim);
         let maps = match self.maps {
             Some((of, maps)) if of == at => maps,
-            _ => maps(problem.dtype, dim.unwrap_or(problem.dim), self.shape, at[0], at[1])?,
+            _ => maps(problem.dtype, dim, self.shape, at[0], at[1])?,
         };
         self.maps = Some((at, maps));
         self.epoch = self.epoch.checked_add(1).unwrap_or(1);

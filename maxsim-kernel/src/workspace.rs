@@ -74,11 +74,15 @@ impl Regions {
 
 /// Parts that the queries' gradient is cut into over the documents that a query meets.
 pub(crate) fn splits(problem: &Problem) -> usize {
-    let meetings = match &problem.pairing {
+    (PARALLEL_TOKENS / problem.queries.matrix_rows()).clamp(1, (docs_of_query(problem) / DOCS_PER_SPLIT).max(1))
+}
+
+/// Documents that a query meets, on average in a list.
+pub(crate) fn docs_of_query(problem: &Problem) -> usize {
+    match &problem.pairing {
         Pairing::Cross => problem.docs.count(),
         Pairing::Candidates { per_query } => *per_query,
         Pairing::Pairs => 1,
         Pairing::List(list) => list.len().div_ceil(problem.queries.count()),
-    };
-    (PARALLEL_TOKENS / problem.queries.matrix_rows()).clamp(1, (meetings / DOCS_PER_SPLIT).max(1))
+    }
 }

@@ -7,77 +7,71 @@ use crate::error::Result;
 use crate::programs;
 use crate::rows::RowAccess;
 
+/// Blocks for each SM from which on they are as large as may be.
+const BLOCKS_PER_SM: usize = 2;
+
 /// How many query tokens may choose in one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Choosers {
     /// A short query's: many small blocks, which write zeros to nearly all tokens at the speed of memory.
     Few,
-    /// As many as a large block can list at once.
+    /// Any number. Where a block cannot list all that chose its tokens at once, it lists those of fewer tokens.
     Many,
-    /// Any number: lists are made several times, and sums held in between.
-    Any,
 }
 
 impl Choosers {
-    pub(crate) const ALL: [Self; 3] = [Self::Few, Self::Many, Self::Any];
+    pub(crate) const ALL: [Self; 2] = [Self::Few, Self::Many];
 
     /// Entries that a block can list at once.
     pub(crate) fn capacity(self) -> usize {
-        if self == Self::Few { 512 } else { 4096 }
+        if self == Self::Few { 512 } else { 3072 }
     }
 
-    /// The first that fits `steps` of 32 query tokens: lists never overflow, however the steps are shared among the warps.
-    pub(crate) fn of_steps(steps: usize) -> Self {
-        Self::ALL.into_iter().find(|fits| steps <= fits.capacity() / 32).unwrap_or(Self::Any)
+    /// `places`: of the query tokens that meet a document, as [`places_log2`] counts them. Lists of few never overflow.
+    pub(crate) fn of_places(places: usize) -> Self {
+        if places <= Self::Few.capacity() { Self::Few } else { Self::Many }
     }
 
-    /// Document tokens that a block owns. Where their f32 sums must lie in shared memory beside the lists, what fits into the 99 KB that
-    /// every GPU from sm_80 has.
-    pub(crate) fn owned(self, dtype: DType, access: RowAccess) -> usize {
-        match (self, access.width(dtype)) {
-            (Self::Few, _) => 128,
-            (Self::Many, _) | (Self::Any, 0..=128) => 64,
-            (Self::Any, 129..=256) => 32,
-            (Self::Any, _) => 4,
-        }
+    /// Document tokens that a block may own.
+    pub(crate) fn owned(self) -> usize {
+        if self == Self::Few { 128 } else { 64 }
     }
 
     /// Warps of a block.
-    pub(crate) fn warps(self, dtype: DType, access: RowAccess) -> usize {
-        match (self, access.width(dtype)) {
-            (Self::Few, _) => 4,
-            (_, 0..=128) => 16,
-            _ => 8,
-        }
+    pub(crate) fn warps(self) -> usize {
+        if self == Self::Few { 4 } else { 8 }
     }
 
     /// Blocks that an SM should hold.
     pub(crate) fn resident(self, dtype: DType, access: RowAccess) -> usize {
-        match (self, access.width(dtype)) {
-            (Self::Few, 0..=128) => 8,
-            (Self::Few, 129..=256) => 6,
-            (Self::Few, _) => 4,
-            _ => 2,
-        }
+        let of_eight_warps = match access.width(dtype) {
+            0..=128 => 4,
+            129..=256 => 3,
+            _ if access.vectorized => 2,
+            _ => 1,
+        };
+        of_eight_warps * 8 / self.warps()
     }
+}
+
+/// The kernel reads the choices of a meeting in places, of which a query has a power of two, at least 4: its logarithm.
+pub(crate) fn places_log2(longest_query: usize) -> u32 {
+    longest_query.next_power_of_two().max(4).ilog2()
 }
 
 pub(crate) struct BackwardDocs {
     kernel: Kernel,
-    owned: usize,
-    warps: usize,
+    choosers: Choosers,
     shared_bytes: u32,
 }
 
 impl BackwardDocs {
     pub(crate) fn new(gpu: &Gpu, dtype: DType, access: RowAccess, choosers: Choosers) -> Result<Self> {
         let kernel = load(gpu, &programs::backward_docs(dtype, access, choosers))?;
-        let (owned, warps) = (choosers.owned(dtype, access), choosers.warps(dtype, access));
-        let width = access.width(dtype);
-        // `Shared` of the kernel: entries, order and tokens, counts, begin, warp totals, two flags, parts, sums.
-        let words = 3 * choosers.capacity() + warps * owned + owned + 1 + warps + 2 + warps * width;
-        let sums = if choosers == Choosers::Any { owned * width } else { 1 };
-        Ok(Self { kernel, owned, warps, shared_bytes: (words + sums) as u32 * 4 })
+        // `Shared` of the kernel: entries, marks and order; counts, begin, warp totals, three words; parts and one sum.
+        let (owned, warps, width) = (choosers.owned(), choosers.warps(), access.width(dtype));
+        let words = 3 * choosers.capacity() + warps * owned + owned + 1 + warps + 3 + (warps + 1) * width;
+        Ok(Self { kernel, choosers, shared_bytes: words as u32 * 4 })
     }
 
     /// `docs`, of which the longest has `longest` tokens.
@@ -85,14 +79,20 @@ impl BackwardDocs {
     /// # Safety
     /// The addresses in `params` must be live memory of the sizes that the problem says.
     pub(crate) unsafe fn launch(&self, gpu: &Gpu, docs: usize, longest: usize, params: &GradientParams) -> Result<()> {
+        let most = self.choosers.owned();
+        // Fewer tokens a block where the device would not be busy; below 32 all that blocks do alike would show.
+        let enough = BLOCKS_PER_SM * gpu.info().sm_count as usize;
+        let owned =
+            if self.choosers == Choosers::Many && docs * longest.div_ceil(most) < enough { most / 2 } else { most };
+        let params = GradientParams { owned: owned as u32, ..*params };
         let config = overlapped(
             gpu.info(),
             LaunchConfig {
-                grid: [docs as u32, longest.div_ceil(self.owned) as u32, 1],
-                ..LaunchConfig::linear(1, self.warps as u32 * 32).with_shared(self.shared_bytes)
+                grid: [docs as u32, longest.div_ceil(owned) as u32, 1],
+                ..LaunchConfig::linear(1, self.choosers.warps() as u32 * 32).with_shared(self.shared_bytes)
             },
         );
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
-        Ok(unsafe { self.kernel.launch(gpu.stream(), &config, &[params]) }?)
+        Ok(unsafe { self.kernel.launch(gpu.stream(), &config, &[&params]) }?)
     }
 }

@@ -1,29 +1,20 @@
 //! `cuda/forward_portable.cu`: scores on the CUDA cores.
 
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, LaunchConfig};
+use kernel_core::{DType, Gpu, Kernel, LaunchConfig};
 
 use super::{ForwardParams, load, overlapped};
 use crate::error::Result;
 use crate::programs;
 
 const THREADS: u32 = 256;
-/// Blocks that are resident on an SM.
-const BLOCKS_PER_SM: u32 = 2;
 
 pub(crate) struct ForwardPortable {
     kernel: Kernel,
 }
 
 impl ForwardPortable {
-    /// Query tiles of a block.
-    pub(crate) const TILES: usize = 1;
-
     pub(crate) fn new(gpu: &Gpu, dtype: DType, argmax: bool) -> Result<Self> {
         Ok(Self { kernel: load(gpu, &programs::forward_portable(dtype, argmax))? })
-    }
-
-    pub(crate) fn most_blocks(info: &DeviceInfo) -> usize {
-        (info.sm_count * BLOCKS_PER_SM) as usize
     }
 
     /// # Safety

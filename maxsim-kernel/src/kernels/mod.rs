@@ -3,6 +3,7 @@
 mod backward_docs;
 mod backward_queries;
 mod finish_gradients;
+mod forward_mma;
 mod forward_portable;
 mod forward_sm90;
 mod params;
@@ -10,9 +11,10 @@ mod prepare;
 mod settle;
 mod top_k;
 
-pub(crate) use backward_docs::{BackwardDocs, Choosers};
+pub(crate) use backward_docs::{BackwardDocs, Choosers, places_log2};
 pub(crate) use backward_queries::BackwardQueries;
 pub(crate) use finish_gradients::{FinishGradients, FinishParams};
+pub(crate) use forward_mma::ForwardMma;
 pub(crate) use forward_portable::ForwardPortable;
 pub(crate) use forward_sm90::{ForwardSm90, HopperParams, RowsAt, Shape, maps};
 pub(crate) use params::{ForwardParams, GradientParams, ItemsArg, MeetingsArg, TextsArg, pairing_code};

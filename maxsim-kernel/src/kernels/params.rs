@@ -58,6 +58,8 @@ pub(crate) struct ForwardParams {
     pub(crate) dim: u32,
     pub(crate) sums: u64,
     pub(crate) argmax: u64,
+    pub(crate) tiles: u32,
+    pub(crate) stages: u32,
 }
 
 /// `Meetings`.
@@ -84,6 +86,8 @@ pub(crate) struct GradientParams {
     pub(crate) scratch: u64,
     pub(crate) splits: u32,
     pub(crate) behind_queries: u32,
+    pub(crate) sharers: u32,
+    pub(crate) owned: u32,
 }
 
 // SAFETY: plain data, laid out as the kernels' structs.
@@ -100,7 +104,7 @@ mod tests {
     fn structs_are_laid_out_as_the_headers_say() {
         assert_eq!((size_of::<TextsArg>(), offset_of!(TextsArg, count)), (72, 64));
         assert_eq!((size_of::<ItemsArg>(), offset_of!(ItemsArg, list)), (72, 32));
-        assert_eq!((size_of::<ForwardParams>(), offset_of!(ForwardParams, sums)), (240, 224));
-        assert_eq!((size_of::<GradientParams>(), offset_of!(GradientParams, d_scores)), (288, 240));
+        assert_eq!((size_of::<ForwardParams>(), offset_of!(ForwardParams, sums)), (248, 224));
+        assert_eq!((size_of::<GradientParams>(), offset_of!(GradientParams, d_scores)), (296, 240));
     }
 }
