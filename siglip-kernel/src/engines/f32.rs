@@ -8,6 +8,7 @@ use super::{Call, Engine};
 use crate::blocks::Block;
 use crate::error::Result;
 use crate::kernels::{PairsF32, PairsF32Params};
+use crate::workspace::CUBLAS_BYTES;
 
 pub(crate) struct F32Engine {
     gemms: Gemms,
@@ -18,7 +19,7 @@ pub(crate) struct F32Engine {
 impl F32Engine {
     pub(crate) fn new(gpu: &Gpu, dim: usize) -> Result<Self> {
         Ok(Self {
-            gemms: Gemms::new(gpu, DType::F32, dim)?,
+            gemms: Gemms::new(gpu, DType::F32, dim, CUBLAS_BYTES)?,
             loss: PairsF32::new(gpu, false)?,
             loss_and_gradient: PairsF32::new(gpu, true)?,
         })

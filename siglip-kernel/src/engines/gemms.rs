@@ -8,28 +8,29 @@ use kernel_core::{DType, GemmPlan, GemmSpec, Gpu, MatrixSpec};
 use super::{At, Call};
 use crate::blocks::Block;
 use crate::error::Result;
-use crate::workspace::CUBLAS_BYTES;
 
-/// Plans by shape: full blocks and the edges make four shapes at most, all of them seen in the first call.
+/// Plans by shape: full blocks and the edges make few shapes, all of them seen in the first call.
 pub(crate) struct Gemms {
     gpu: Gpu,
     dtype: DType,
     dim: usize,
+    /// Bytes at [`Call::cublas`].
+    workspace: usize,
     plans: HashMap<GemmSpec, GemmPlan>,
 }
 
 impl Gemms {
     /// An error without cuBLASLt, rather than in the first call.
-    pub(crate) fn new(gpu: &Gpu, dtype: DType, dim: usize) -> Result<Self> {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, dim: usize, workspace: usize) -> Result<Self> {
         ensure(Library::CublasLt)?;
-        Ok(Self { gpu: gpu.clone(), dtype, dim, plans: HashMap::new() })
+        Ok(Self { gpu: gpu.clone(), dtype, dim, workspace, plans: HashMap::new() })
     }
 
     fn run(&mut self, call: &Call<'_>, spec: GemmSpec, [a, b, c]: [u64; 3], accumulate: bool) -> Result<()> {
         let plan = match self.plans.entry(spec) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(GemmPlan::new(&self.gpu, spec, CUBLAS_BYTES)?)
+                entry.insert(GemmPlan::new(&self.gpu, spec, self.workspace)?)
             }
         };
         // SAFETY: the addresses hold the matrices of the spec, by the engine's contract; calls on one stream share the workspace in turn.

@@ -8,7 +8,7 @@ use crate::blocks::Block;
 use crate::error::Result;
 use crate::kernels::{LogitsPortable, LogitsPortableParams, Operand};
 use crate::problem::Problem;
-use crate::workspace::{gain_log2, padded_dim};
+use crate::workspace::{CUBLAS_BYTES, gain_log2, padded_dim};
 
 pub(crate) struct PortableEngine {
     gemms: Gemms,
@@ -20,7 +20,7 @@ pub(crate) struct PortableEngine {
 impl PortableEngine {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
         Ok(Self {
-            gemms: Gemms::new(gpu, problem.dtype, problem.dim)?,
+            gemms: Gemms::new(gpu, problem.dtype, problem.dim, CUBLAS_BYTES)?,
             loss: LogitsPortable::new(gpu, problem.dtype, false)?,
             loss_and_gradient: LogitsPortable::new(gpu, problem.dtype, true)?,
             problem: *problem,
