@@ -31,7 +31,7 @@
 //! | | flop | device memory beside inputs and gradients |
 //! |---|---|---|
 //! | loss | 2·N·M·D | as below: a plan is made for both calls |
-//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (185 MB on Hopper at most when [`Chunk::Auto`] chooses, what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them |
+//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (on Hopper, when [`Chunk::Auto`] chooses, at most 185 MB, or 3.5·M·D bytes up to 738 MB if that is more; what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them |
 //!
 //! f32 on Hopper takes three times the flop on tensor cores, and both inputs once more for their planes, D rounded up to 64 there; its blocks are 268 MB at most.
 //!
@@ -42,7 +42,7 @@
 //! # Routes
 //! | [`Route`] | dtypes | GPUs | how |
 //! |---|---|---|---|
-//! | [`Chunked`](Route::Chunked) | f16, bf16 | sm_90 (H100, H200) | TMA and warpgroup products, loss and q in the epilogue of the first |
+//! | [`Chunked`](Route::Chunked) | f16, bf16 | sm_90 (H100, H200) | TMA and warpgroup products, loss and q in the epilogue of the first; gradients that are summed over several blocks by cuBLASLt, where it is installed |
 //! | [`Chunked`](Route::Chunked) | f32 | sm_90 (H100, H200) | the same at f32 accuracy: every operand as two f16 planes, three products for one |
 //! | [`Portable`](Route::Portable) | f16, bf16 | sm_80 and newer | `mma.sync` with the same epilogue, gradient products by cuBLASLt |
 //! | [`Fp8`](Route::Fp8) | f16, bf16 | sm_90 | as `Chunked`, with logits from inputs rounded to e4m3: an approximation, never chosen by itself |
