@@ -97,7 +97,7 @@ pub(crate) fn backward_queries(dtype: DType, access: RowAccess, docs: bool) -> V
         program: &BACKWARD_QUERIES,
         entry: "maxsim_backward_queries",
         defines,
-        hot: access.vectorized && access.slices <= 2,
+        hot: true,
         min_arch: Some("sm_80"),
     }
 }
@@ -108,13 +108,7 @@ pub(crate) fn backward_docs(dtype: DType, access: RowAccess, choosers: Choosers)
     defines.push(("CAPACITY", format!("{}u", choosers.capacity())));
     defines.push(("BLOCK_WARPS", choosers.warps().to_string()));
     defines.push(("RESIDENT", choosers.resident(dtype, access).to_string()));
-    Variant {
-        program: &BACKWARD_DOCS,
-        entry: "maxsim_backward_docs",
-        defines,
-        hot: access.vectorized && access.slices <= 2,
-        min_arch: Some("sm_80"),
-    }
+    Variant { program: &BACKWARD_DOCS, entry: "maxsim_backward_docs", defines, hot: true, min_arch: Some("sm_80") }
 }
 
 /// `entry`: `maxsim_finish` or `maxsim_clear`.

@@ -86,6 +86,16 @@ fn normalised_scores_and_gradients_are_near_the_reference() {
     }
 }
 
+/// Rows that begin anywhere: the same choices and, small integers being exact, the same scores as from aligned ones.
+#[test]
+fn rows_of_any_alignment_score_alike() {
+    let Some(gpu) = gpu() else { return };
+    for queries in [Spans::padded(1, 20), Spans::padded(5, 33), Spans::padded(2, 150)] {
+        common::run_unaligned::<bf16>(&gpu, &queries, &Spans::of_lengths([70, 0, 300, 9]));
+        common::run_unaligned::<f16>(&gpu, &queries, &Spans::padded(3, 65));
+    }
+}
+
 /// More queries than a block of the launch can keep: it takes over others again and again, some of them short, some documents empty.
 #[test]
 fn queries_are_taken_over_one_after_another() {

@@ -311,6 +311,33 @@ pub(crate) fn run_not_finite<T: Number>(gpu: &Gpu, route: Route, value: f32) {
     }
 }
 
+pub(crate) fn run_unaligned<T: Number>(gpu: &Gpu, queries: &Spans, docs: &Spans) {
+    let (dim, options) = (64, Options { route: Route::Portable, ..Options::default() });
+    let case = Case { queries: queries.clone(), docs: docs.clone(), dim, options, ..Case::default() };
+    let data = Data::<T>::new(&case);
+    let expected = data.on_host();
+    let stride = dim + 1;
+    let spread = |tokens: &[T]| {
+        let rows = tokens.chunks(dim).flat_map(|row| row.iter().copied().chain([to(f32::NAN)]));
+        gpu.upload(&rows.collect::<Vec<_>>()).unwrap()
+    };
+    let (queries, docs) = (spread(&data.queries), spread(&data.docs));
+    let mut plan = Plan::new(gpu, data.problem.clone(), options).unwrap();
+    let inputs = Inputs {
+        queries: MatrixView::with_row_stride("queries", &queries, [data.problem.queries.rows(), dim], stride).unwrap(),
+        docs: MatrixView::with_row_stride("docs", &docs, [data.problem.docs.rows(), dim], stride).unwrap(),
+        query_mask: None,
+        doc_mask: None,
+    };
+    let mut scores = gpu.upload(&vec![f32::NAN; data.problem.scores()]).unwrap();
+    let mut choices = gpu.upload(&vec![-7i32; data.problem.argmaxes()]).unwrap();
+    let mut scores_view = VectorViewMut::new("scores", &mut scores, [data.problem.scores()]).unwrap();
+    let mut argmax = VectorViewMut::new("argmax", &mut choices, [data.problem.argmaxes()]).unwrap();
+    plan.forward(&inputs, &mut scores_view, Some(&mut argmax)).unwrap();
+    assert_same("scores", &gpu.download(&scores).unwrap(), &expected.scores, &case);
+    assert_same("argmax", &gpu.download(&choices).unwrap(), &expected.argmax, &case);
+}
+
 pub fn run_top_k(gpu: &Gpu, queries: usize, docs: Spans, k: usize) {
     let case = Case { queries: Spans::padded(queries, 6), docs, dim: 64, ..Case::default() };
     let mut data = Data::<half::f16>::new(&case);
