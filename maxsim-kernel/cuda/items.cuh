@@ -27,6 +27,10 @@ struct Items {
   u32 chunks;            // cross: runs of documents that all row blocks meet before the next begins, so that they stay in L2
   u32 row_block_cost;    // cross: of a document's token in a row block
   u32 last_block_cost;   // in the last one, which may have fewer tiles
+  // The division when all documents are as long and chunks is 1: the units of the row blocks but the last one among `first_blocks` blocks of the
+  // launch, the others among the rest; of each part `shares` units a block, and one more for the first `rests` blocks.
+  u32 first_units, first_blocks;
+  u32 shares[2], rests[2];
   const u32* list;       // List: pairs (query, document)
   const u64* list_args;  // List: where the argmax entries of a slot begin
   // Tables are null where arithmetic says the same: a cold look-up costs as much as a small document.
@@ -69,11 +73,9 @@ DEV u64 total_cost(const Items& items) { return (u64)(items.row_blocks - 1) * it
 // The first unit of a block of the launch in a chunk.
 DEV u32 first_unit(const Items& items, u32 chunk, u32 block, u32 blocks) {
   if (items.starts) return items.starts[(u64)chunk * (blocks + 1) + block];
-  if (items.pairing != Pairing::Cross) return (u32)((u64)items.docs * items.parts * block / blocks);
-  u64 target = total_cost(items) * items.docs * block / blocks;
-  const u32 row_block = row_block_at(items, items.docs, target);
-  const u32 weight = cost_of(items, row_block);
-  return row_block * items.docs + (u32)((target + weight - 1) / weight);
+  if (block < items.first_blocks) return block * items.shares[0] + min_of(block, items.rests[0]);
+  const u32 at = block - items.first_blocks;
+  return items.first_units + at * items.shares[1] + min_of(at, items.rests[1]);
 }
 
 // One unit of work: a block of query tiles against one document.

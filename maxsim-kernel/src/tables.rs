@@ -6,7 +6,7 @@ use kernel_core::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
 use crate::error::Result;
 use crate::kernels::{ItemsArg, MeetingsArg, TextsArg, pairing_code};
 use crate::problem::{Pairing, Problem, Spans};
-use crate::tiles::{Division, QueryTile};
+use crate::tiles::{Division, Even, QueryTile};
 
 /// One uploaded array. Its address is stable; a plan uses it on its own stream only.
 struct Table<T> {
@@ -41,6 +41,7 @@ pub(crate) struct Tables {
     segments: Table<u32>,
     chunk_starts: Table<u32>,
     starts: Table<u32>,
+    even: Even,
     query_meetings: [Table<u32>; 2],
     doc_meetings: [Table<u32>; 2],
 }
@@ -79,6 +80,7 @@ impl Tables {
             segments: Table::upload(gpu, &division.query_segments)?,
             chunk_starts: Table::upload(gpu, if one_chunk { &[] } else { &division.chunk_starts })?,
             starts: Table::upload(gpu, if even { &[] } else { &division.starts })?,
+            even: if even { division.even(problem) } else { Even::default() },
             query_meetings: meetings(problem.queries.count(), list.iter().map(|pair| pair.0).collect())?,
             doc_meetings: meetings(problem.docs.count(), list.iter().map(|pair| pair.1).collect())?,
         })
@@ -108,6 +110,7 @@ impl Tables {
             list_args: self.list_args.address,
             row_block_cost: division.row_block_cost as u32,
             last_block_cost: division.last_block_cost as u32,
+            even: self.even,
             query_tiles: self.tiles.address,
             chunk_starts: self.chunk_starts.address,
             starts: self.starts.address,

@@ -84,6 +84,37 @@ pub(crate) struct Division {
     pub(crate) query_segments: Vec<u32>,
 }
 
+/// A division that needs no table, of units that all cost the same but for those of a cross's last row block: the fields of `Items` of
+/// `cuda/items.cuh`. The row blocks but the last one are shared among `first_blocks` blocks, the others among the rest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Even {
+    pub(crate) first_units: u32,
+    pub(crate) first_blocks: u32,
+    pub(crate) shares: [u32; 2],
+    pub(crate) rests: [u32; 2],
+}
+
+impl Even {
+    /// Of the `units` and what each costs, of the row blocks but the last one and of the last one, the division whose dearest block is cheapest.
+    fn new(units: [usize; 2], costs: [usize; 2], blocks: usize) -> Self {
+        let (units, first_blocks) = if units[0] == 0 || costs[0] == costs[1] || blocks < 2 {
+            ([0, units[0] + units[1]], 0)
+        } else {
+            let most =
+                |first: usize| (units[0].div_ceil(first) * costs[0]).max(units[1].div_ceil(blocks - first) * costs[1]);
+            (units, (1..blocks).min_by_key(|&first| most(first)).unwrap_or(1))
+        };
+        let parts = [first_blocks.max(1), blocks - first_blocks];
+        Self {
+            first_units: units[0] as u32,
+            first_blocks: first_blocks as u32,
+            shares: [0, 1].map(|part| (units[part] / parts[part]) as u32),
+            rests: [0, 1].map(|part| (units[part] % parts[part]) as u32),
+        }
+    }
+}
+
 impl Division {
     /// For blocks of `tiles` tiles, at most `most_blocks` of them, and chunks of documents of about `chunk_bytes` at most.
     pub(crate) fn new(problem: &Problem, tiles: usize, most_blocks: usize, chunk_bytes: usize) -> Self {
@@ -159,6 +190,15 @@ impl Division {
                 self.starts.push(((row_block * entries + entry) * self.parts) as u32);
             }
         }
+    }
+
+    /// When all documents are as long and there is one chunk.
+    pub(crate) fn even(&self, problem: &Problem) -> Even {
+        let units = match problem.pairing {
+            Pairing::Cross => [(self.row_blocks - 1) * problem.docs.count(), problem.docs.count()],
+            _ => [0, problem.scores() * self.parts],
+        };
+        Even::new(units, [self.row_block_cost, self.last_block_cost], self.blocks)
     }
 
     pub(crate) fn chunk_count(&self) -> usize {
@@ -268,6 +308,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn even_divisions_hand_out_every_unit_once() {
+        for (units, costs, blocks) in [
+            ([2688, 128], [6, 4], 132),
+            ([10_752, 256], [6, 5], 132),
+            ([0, 1000], [4, 4], 132),
+            ([5, 5], [6, 4], 2),
+            ([7, 7], [6, 4], 1),
+        ] {
+            let even = Even::new(units, costs, blocks);
+            // `first_unit` of `cuda/items.cuh`.
+            let start = |block: usize| {
+                let part = usize::from(block >= even.first_blocks as usize);
+                let at = (block - part * even.first_blocks as usize) as u32;
+                (part as u32 * even.first_units + at * even.shares[part] + at.min(even.rests[part])) as usize
+            };
+            assert_eq!((start(0), start(blocks)), (0, units[0] + units[1]));
+            let cost = |unit: usize| if unit < units[0] { costs[0] } else { costs[1] };
+            let shares: Vec<usize> =
+                (0..blocks).map(|block| (start(block)..start(block + 1)).map(cost).sum()).collect();
+            let mean = (units[0] * costs[0] + units[1] * costs[1]).div_ceil(blocks);
+            assert!(shares.iter().all(|&share| share < mean + 2 * costs[0]), "{units:?} {costs:?}: {shares:?}");
+        }
+        // 128 queries of 32 tokens and as many documents: whole row blocks' worth for 128 blocks, the last tile for four.
+        let even = Even::new([2688, 128], [6, 4], 132);
+        assert_eq!((even.first_blocks, even.shares, even.rests), (128, [21, 32], [0, 0]));
     }
 
     #[test]

@@ -15,18 +15,18 @@ const BLOCK_BYTES: usize = 128;
 const MAX_WARPGROUPS: usize = 3;
 const MAX_SLOTS: usize = 32;
 /// A ring that all consumers share has at least so many blocks.
-const MIN_BLOCKS: usize = 4;
+const MIN_BLOCKS: usize = 3;
 /// Slots that a ring which one consumer has to itself has at least, by `query_blocks`.
 const MIN_RING: [usize; 3] = [3, 3, 2];
 /// `Control` of the kernel, and the slack to align the tiles.
-const CONTROL_BYTES: usize = 18 * 1024;
+const CONTROL_BYTES: usize = 24 * 1024;
 /// Dimensions up to this hold queries in registers.
 const IN_REGISTERS: usize = 128;
 /// Document tokens of a full tile, as compiled; when queries are read from shared memory only [`SHARED_TILE`].
 pub(crate) const TILE_TOKENS: [usize; 4] = [64, 96, 128, 152];
 const SHARED_TILE: usize = 128;
 /// What a tile costs beside its tokens, in tokens.
-const TILE_COST: usize = 12;
+const TILE_COST: usize = 6;
 
 /// What is chosen for a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -193,6 +193,7 @@ mod tests {
     fn tile_widths_follow_the_documents() {
         assert_eq!(shape(Spans::padded(9, 300), 128), Shape { tokens: 152, query_blocks: 2 });
         assert_eq!(shape(Spans::padded(9, 256), 64), Shape { tokens: 128, query_blocks: 1 });
+        assert_eq!(shape(Spans::padded(9, 1024), 128), Shape { tokens: 128, query_blocks: 2 });
         assert_eq!(shape(Spans::padded(9, 300), 512), Shape { tokens: 128, query_blocks: 0 });
         for tokens in TILE_TOKENS {
             assert!(4 * quarter(tokens) >= tokens && 3 * quarter(tokens) < tokens);

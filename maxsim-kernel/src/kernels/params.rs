@@ -3,6 +3,7 @@
 use kernel_core::KernelArg;
 
 use crate::problem::Pairing;
+use crate::tiles::Even;
 
 /// `Texts`.
 #[repr(C)]
@@ -31,6 +32,7 @@ pub(crate) struct ItemsArg {
     pub(crate) chunks: u32,
     pub(crate) row_block_cost: u32,
     pub(crate) last_block_cost: u32,
+    pub(crate) even: Even,
     pub(crate) list: u64,
     pub(crate) list_args: u64,
     pub(crate) query_tiles: u64,
@@ -103,8 +105,8 @@ mod tests {
     #[test]
     fn structs_are_laid_out_as_the_headers_say() {
         assert_eq!((size_of::<TextsArg>(), offset_of!(TextsArg, count)), (72, 64));
-        assert_eq!((size_of::<ItemsArg>(), offset_of!(ItemsArg, list)), (72, 32));
-        assert_eq!((size_of::<ForwardParams>(), offset_of!(ForwardParams, sums)), (248, 224));
-        assert_eq!((size_of::<GradientParams>(), offset_of!(GradientParams, d_scores)), (296, 240));
+        assert_eq!((size_of::<ItemsArg>(), offset_of!(ItemsArg, list)), (96, 56));
+        assert_eq!((size_of::<ForwardParams>(), offset_of!(ForwardParams, sums)), (272, 248));
+        assert_eq!((size_of::<GradientParams>(), offset_of!(GradientParams, d_scores)), (320, 264));
     }
 }
