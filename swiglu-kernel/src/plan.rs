@@ -189,7 +189,8 @@ impl Plan {
         let path = design(gpu, &problem, &options)?;
         let (layout, regions) = Regions::layout(path, &problem, options.mode, false);
         let workspace = Workspace::new(gpu, &layout)?;
-        let engine = Engine::new(gpu, &problem, path, options.mode, &regions, &workspace)?;
+        let mut engine = Engine::new(gpu, &problem, path, options.mode, &regions, &workspace)?;
+        engine.prepare_input_gradient(workspace.ptr(regions.progress))?;
         let slices = Slices::new(gpu, &problem, path, options.mode, &regions, &workspace)?;
         Ok(Self { gpu: gpu.clone(), problem, options, engine, slices, workspace })
     }
@@ -245,7 +246,8 @@ impl Plan {
     /// With g and u the pre-activations of gate and up: dg = dz ⊙ u ⊙ act'(g), du = dz ⊙ act(g), dx = dg·W_gateᵀ + du·W_upᵀ, dW = xᵀ·[dg, du],
     /// db = column sums of [dg, du]. dg and du are rounded to the dtype.
     ///
-    /// With weights in two tensors dx is the sum of two products, the first of which is rounded to the dtype before the second is added. A gradient
+    /// Where dx's tiles fill a Hopper GPU, one launch makes dg, du and dx. Elsewhere dg and du are a pass over memory, and with weights in two tensors
+    /// dx is the sum of two products, the first of which is rounded to the dtype before the second is added. A gradient
     /// that accumulates in 16 bits is rounded at every call; one in f32 is not. Computing the pre-activations again takes the forward's route and
     /// gives the bits that it would have saved. In [`Mode::Recompute`] large problems are taken in slices of the N features, over which dx is summed in
     /// f32 and rounded once; on the portable route, cuBLASLt may then choose another order of the sums.

@@ -4,12 +4,14 @@ use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
 use crate::kernels::decode::TOKENS;
+use crate::kernels::input_gradient_sm90::TILE_COLUMNS;
 use crate::problem::{Gate, Layout, Order, Problem};
 
 const HEADERS: &[(&str, &str)] = &[
     ("decode.cuh", include_str!("../cuda/decode.cuh")),
     ("gate.cuh", include_str!("../cuda/gate.cuh")),
     ("vector.cuh", include_str!("../cuda/vector.cuh")),
+    ("wgmma_wide.cuh", include_str!("../cuda/wgmma_wide.cuh")),
 ];
 
 macro_rules! program {
@@ -25,6 +27,7 @@ macro_rules! program {
 program!(FORWARD_SM90, "forward_sm90");
 program!(DECODE, "decode");
 program!(DECODE_SM90, "decode_sm90");
+program!(INPUT_GRADIENT_SM90, "input_gradient_sm90");
 program!(THROUGH_SM90, "through_sm90");
 program!(GATE, "gate");
 program!(COLUMN_SUMS, "column_sums");
@@ -56,6 +59,22 @@ pub(crate) fn forward_sm90(problem: &Problem, save: bool, cluster: u32) -> Varia
             ("SAVE", flag(save)),
             ("WITH_BIAS", flag(problem.bias)),
             ("CLUSTER_SIZE", cluster.to_string()),
+        ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+/// `columns`: of a tile of dx, one of [`TILE_COLUMNS`].
+pub(crate) fn input_gradient_sm90(problem: &Problem, columns: usize) -> Variant {
+    Variant {
+        program: &INPUT_GRADIENT_SM90,
+        entry: "swiglu_input_gradient_sm90",
+        defines: vec![
+            ("ELEMENT", element(problem.dtype)),
+            ("ACTIVATION", activation(problem.gate)),
+            ("WEIGHTS", weights(problem.layout.is_linear())),
+            ("COLUMNS", columns.to_string()),
         ],
         hot: true,
         min_arch: Some("sm_90a"),
@@ -151,8 +170,10 @@ pub fn variants() -> Vec<Variant> {
         }
         for layout in [Layout::Packed(Order::GateFirst), Layout::Linear(Order::GateFirst)] {
             for gate in Gate::ALL {
+                let problem = Problem::new(1, 1, 1, dtype).with_layout(layout).with_gate(gate);
+                all.extend(TILE_COLUMNS.map(|columns| input_gradient_sm90(&problem, columns)));
                 for (save, bias) in [(false, false), (false, true), (true, false), (true, true)] {
-                    let problem = Problem::new(1, 1, 1, dtype).with_layout(layout).with_gate(gate).with_bias(bias);
+                    let problem = problem.with_bias(bias);
                     all.push(forward_sm90(&problem, save, CLUSTER));
                     if !save {
                         all.push(forward_sm90(&problem, save, 1));

@@ -3,6 +3,7 @@
 use kernel_core::{DType, Layout, Region};
 
 use crate::gemms::CUBLAS_BYTES;
+use crate::kernels::input_gradient_sm90::progress_bytes;
 use crate::problem::{Mode, Problem};
 use crate::route::Path;
 
@@ -48,6 +49,8 @@ pub(crate) struct Regions {
     /// `[M, N]`: z, or its gradient, inside of an MLP.
     pub(crate) z: Region,
     pub(crate) cublas: Region,
+    /// Counters of the launch that makes dx with the gate's derivative.
+    pub(crate) progress: Region,
 }
 
 impl Regions {
@@ -70,6 +73,7 @@ impl Regions {
             dx: layout.take(when(sliced && problem.dtype != DType::F32, dx)),
             z: layout.take(when(mlp, matrix)),
             cublas: layout.take(when(products, CUBLAS_BYTES)),
+            progress: layout.take(when(path == Path::Sm90 && mode != Mode::Inference && !mlp, progress_bytes(problem))),
         };
         (layout, regions)
     }
@@ -84,9 +88,11 @@ mod tests {
         let problem = Problem::new(8192, 4096, 14336, DType::Bf16);
         let bytes = |path, mode, mlp| Regions::layout(path, &problem, mode, mlp).0.total();
         assert_eq!(bytes(Path::Sm90, Mode::Inference, false), 0);
-        assert_eq!(bytes(Path::Sm90, Mode::InPlace, false), CUBLAS_BYTES);
+        let progress = progress_bytes(&problem).next_multiple_of(1024);
+        assert_eq!(bytes(Path::Sm90, Mode::InPlace, false), CUBLAS_BYTES + progress);
         assert_eq!(bytes(Path::Sm90, Mode::Recompute, true), CUBLAS_BYTES + 3 * 8192 * 14336 * 2);
-        assert_eq!(bytes(Path::Sm90, Mode::Recompute, false), CUBLAS_BYTES + 8192 * 2 * 3584 * 2 + 8192 * 4096 * 4);
+        let recompute = CUBLAS_BYTES + progress + 8192 * 2 * 3584 * 2 + 8192 * 4096 * 4;
+        assert_eq!(bytes(Path::Sm90, Mode::Recompute, false), recompute);
         assert_eq!(bytes(Path::Sm90, Mode::Inference, true), CUBLAS_BYTES + 8192 * 14336 * 2);
         assert!(bytes(Path::Portable, Mode::Inference, false) <= CUBLAS_BYTES + CHUNK_BYTES);
     }

@@ -7,7 +7,7 @@ use super::core::{Engine, From, Source, Targets};
 use crate::at::{At, WeightsAt};
 use crate::error::Result;
 use crate::gemms::Operand;
-use crate::kernels::{ColumnSumsCall, GateBackwardCall, ThroughCall};
+use crate::kernels::{ColumnSumsCall, GateBackwardCall, InputGradientCall, ThroughCall};
 use crate::problem::Problem;
 
 impl Engine {
@@ -51,9 +51,42 @@ impl Engine {
     ) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe {
+            if let Some(gradients) = self.differentiate_with_dx(stream, source, dz, from, targets)? {
+                return self.products(stream, source, gradients, &Targets { dx: None, ..*targets });
+            }
             let gradients = self.differentiate(stream, source, dz, from, At::default())?;
             self.products(stream, source, gradients, targets)
         }
+    }
+
+    /// The gradients of the pre-activations `[M, 2N]` and dx in one launch; gives where they are. None, and nothing queued, where that cannot be.
+    ///
+    /// # Safety
+    /// As [`Engine::forward`].
+    unsafe fn differentiate_with_dx(
+        &mut self,
+        stream: &CudaStream,
+        source: &Source,
+        dz: At,
+        from: From,
+        targets: &Targets,
+    ) -> Result<Option<At>> {
+        let Problem { outputs, dtype, layout, .. } = self.problem;
+        let Some((dx, dx_dtype)) = targets.dx else { return Ok(None) };
+        let (preactivations, gradients) = self.places(from);
+        let weights = source.weights.halves(layout.order(), layout.is_linear(), outputs, self.bytes());
+        let call = InputGradientCall { weights, preactivations, dz, gradients: self.halves(gradients), dx };
+        let fits = dx_dtype == dtype && !targets.add_to_dx && call.is_aligned(self.bytes());
+        if self.input_gradient.is_none() || !fits {
+            return Ok(None);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.provide(stream, source, from) }?;
+        if let Some(kernel) = &mut self.input_gradient {
+            // SAFETY: as above.
+            unsafe { kernel.launch(&self.gpu, stream, &call) }?;
+        }
+        Ok(Some(gradients))
     }
 
     /// The gradients of the pre-activations `[M, 2N]`, and z if it says where; gives where they are.

@@ -6,7 +6,9 @@ use kernel_core::{DType, DeviceInfo, Gpu, Workspace};
 use crate::at::{At, WeightsAt};
 use crate::error::Result;
 use crate::gemms::{Gemms, Operand};
-use crate::kernels::{ColumnSums, Decode, DecodeSm90, ForwardSm90, GateBackward, GateForward, ThroughSm90};
+use crate::kernels::{
+    ColumnSums, Decode, DecodeSm90, ForwardSm90, GateBackward, GateForward, InputGradientSm90, ThroughSm90,
+};
 use crate::problem::{Mode, Problem};
 use crate::route::Path;
 use crate::workspace::Regions;
@@ -67,6 +69,7 @@ pub(crate) struct Engine {
     pub(super) forward: Forward,
     pub(super) backward: Option<BackwardKernels>,
     pub(super) through: Option<Box<ThroughSm90>>,
+    pub(super) input_gradient: Option<Box<InputGradientSm90>>,
     pub(super) chunk: u64,
     pub(super) scratch: At,
 }
@@ -100,6 +103,7 @@ impl Engine {
                 Path::Portable => Forward::Portable(GateForward::new(gpu, dtype)?),
             },
             through: None,
+            input_gradient: None,
             backward: (mode != Mode::Inference).then(backward).transpose()?,
             chunk: workspace.ptr(regions.chunk),
             scratch: At { address: workspace.ptr(regions.scratch), row_stride: 2 * problem.outputs },
@@ -112,6 +116,14 @@ impl Engine {
         if self.gpu.info().arch().has_wgmma() && self.problem.dtype != DType::F32 && tiles && self.backward.is_some() {
             let kernel = ThroughSm90::new(&self.gpu, &self.problem, down_outputs, down_linear)?;
             self.through = Some(Box::new(kernel));
+        }
+        Ok(())
+    }
+
+    /// Prepares dx and the gate's derivative in one launch, where that is faster than apart. `progress`: the address of its counters.
+    pub(crate) fn prepare_input_gradient(&mut self, progress: u64) -> Result<()> {
+        if matches!(self.forward, Forward::Sm90(_)) && self.backward.is_some() {
+            self.input_gradient = InputGradientSm90::new(&self.gpu, &self.problem, progress)?.map(Box::new);
         }
         Ok(())
     }

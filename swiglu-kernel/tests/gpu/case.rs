@@ -178,3 +178,42 @@ pub(crate) fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, accumulate: bo
     assert_close("d_bias", error(&d_bias_found, &d_bias.host));
     dz.host.clear();
 }
+
+/// Whether a backward with dx gives the bits of one without, where the gate's derivative is a pass of its own.
+pub(crate) fn check_against_pass<T: Number>(gpu: &Gpu, case: &Case) {
+    let problem = case.problem(<T as swiglu_kernel::kernel_core::Element>::DTYPE);
+    let [m, k, n] = case.size;
+    let x = Matrix::<T>::noise(gpu, [m, k], case.gap, 1, 1.0);
+    let weights = Parts::<T>::noise(gpu, case, 2, 2.0 / (k as f32).sqrt());
+    let bias = Matrix::<T>::noise(gpu, [1, 2 * n], 0, 5, 0.5);
+    let dz = Matrix::<T>::noise(gpu, [m, n], case.gap, 6, 1.0);
+    let inputs = Inputs {
+        x: x.view("x"),
+        weights: weights.views(),
+        bias: case.bias.then(|| VectorView::new("bias", &bias.device, [2 * n]).expect("a view")),
+    };
+    let mut plan = Plan::new(gpu, problem, Options { route: case.route, mode: case.mode }).expect("a plan");
+    let [beside, apart] = [true, false].map(|with_dx| {
+        let mut saved = Matrix::<T>::poison(gpu, [m, 2 * n], case.gap);
+        let mut z = Matrix::<T>::poison(gpu, [m, n], case.gap);
+        let mut dx = Matrix::<T>::poison(gpu, [m, k], case.gap);
+        let mut d_weights = Parts::<f32>::noise(gpu, case, 7, 0.1);
+        plan.forward(&inputs, &mut z.view_mut("z"), Some(&mut saved.view_mut("saved"))).expect("forward");
+        let mut gradients = Gradients {
+            dx: with_dx.then(|| dx.view_mut("dx")),
+            d_weights: Some(d_weights.views_mut()),
+            d_bias: None,
+            accumulate: false,
+        };
+        let mut view = saved.view_mut("saved");
+        let from = Preactivations::InPlace(&mut view);
+        plan.backward(&inputs, &dz.view("dz"), from, &mut gradients).expect("backward");
+        let d_weights = d_weights.0.iter().map(|part| part.download(gpu)).collect::<Vec<_>>();
+        (saved.download(gpu), d_weights)
+    });
+    let same = beside.0.iter().zip(&apart.0).all(|(a, b)| a.widened() == b.widened());
+    assert!(
+        same && beside.1 == apart.1,
+        "gradients of the pre-activations with dx and without of {case:?}, {problem:?}"
+    );
+}

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use swiglu_kernel::kernel_core::half;
 use swiglu_kernel::{DType, Gate, Layout, Mode, Options, Order, Route, workspace_bytes};
 
-use crate::case::{Case, check};
+use crate::case::{Case, check, check_against_pass};
 use crate::support::gpu;
 
 const PLAIN: Case = Case {
@@ -89,6 +89,34 @@ fn larger_problems_in_every_mode() {
             check::<bf16, bf16>(&gpu, &case, false);
             check::<f32, f32>(&gpu, &Case { route: Route::Auto, ..case }, true);
         }
+    }
+}
+
+// Tiles of dx that fill a device of 132 multiprocessors, so that the gate's derivative is made beside it; the last tile rows and columns are partial.
+#[test]
+fn the_derivative_beside_dx_agrees() {
+    let Some(gpu) = gpu() else { return };
+    for (i, layout) in Layout::ALL.into_iter().enumerate() {
+        for (j, gate) in Gate::ALL.into_iter().enumerate() {
+            let size = if (i + j) % 2 == 0 { [3900, 1000, 200] } else { [5500, 568, 328] };
+            let case = Case { size, layout, gate, bias: i == j, gap: 8 * (j % 2), ..PLAIN };
+            check_against_pass::<bf16>(&gpu, &case);
+            check_against_pass::<f16>(&gpu, &case);
+            // Among so many values there are some whose sign, and with it relu's slope, hangs on the order of a sum.
+            if gate != Gate::Relu {
+                let mode = if j == 1 { Mode::Recompute } else { Mode::InPlace };
+                if i % 2 == 0 {
+                    check::<bf16, f32>(&gpu, &Case { mode, ..case }, j == 0);
+                } else {
+                    check::<f16, f16>(&gpu, &Case { mode, ..case }, j == 0);
+                }
+            }
+        }
+    }
+    // Several bands, and more columns of dx than one wave holds.
+    for size in [[16_384, 1152, 136], [8192, 4096, 72]] {
+        check_against_pass::<bf16>(&gpu, &Case { size, ..PLAIN });
+        check::<bf16, bf16>(&gpu, &Case { size, ..PLAIN }, false);
     }
 }
 
