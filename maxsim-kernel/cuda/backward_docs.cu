@@ -263,8 +263,8 @@ DEV void sum_lists(Shared& shared, const GradientParams& params, u32 first_owned
   }
 }
 
-// On Ada and on the smaller Blackwell the compiler spills at the 64 registers that four blocks of 256 threads leave each thread.
-#if __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200
+// On Ada and Blackwell the compiler spills at the 64 registers that four blocks of 256 threads leave each thread.
+#if __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1000
 constexpr u32 BLOCKS_PER_SM = RESIDENT > 3 ? RESIDENT - 1 : RESIDENT;
 #else
 constexpr u32 BLOCKS_PER_SM = RESIDENT;

@@ -29,6 +29,11 @@ struct Cursor {
   u32 chunk, index, last, token, end, flags;
   bool open;
 };
+// The block's query rows.
+struct Queries {
+  u64 row;
+  u32 rows;
+};
 struct Shared {
   TileInfo tiles[MAX_STAGES + 1];
   Cursor cursor;
@@ -38,6 +43,7 @@ struct Shared {
   RowInfo rows[MAX_ROWS];
   u32 bounds[MAX_ROWS + 1];  // rows where the segments begin
   u32 segments, first_segment, query;
+  Queries queries;
 };
 static_assert(sizeof(Shared) <= 12 * 1024, "CONTROL_BYTES of the launcher");
 
@@ -62,11 +68,7 @@ DEV void advance(const ForwardParams& params, Cursor& at, TileInfo& info) {
   at.token += TOKENS, at.flags &= ~NEW_QUERIES, at.open = left > TOKENS;
 }
 
-// What must be known of the block's query rows. Tiles follow one another, and so do their segments.
-struct Queries {
-  u64 row;
-  u32 rows;
-};
+// Finds out what must be known of the block's query rows. Tiles follow one another, and so do their segments.
 DEV Queries take_queries(const ForwardParams& params, Shared& shared, const TileInfo& info) {
   const Items& items = params.items;
   const Unit unit = {info.row_block, info.doc, info.slot, items.pairing == Pairing::Cross ? 0 : items.query_of(info.slot)};
@@ -289,18 +291,22 @@ KERNEL __launch_bounds__(THREADS, 2) maxsim_forward_mma(const __grid_constant__ 
   if (threadIdx.x == 0) shared.cursor = {{~0u, 0, 0, ~0u}, 0, 0, 0, 0, 0, 0, 0, false};
   Found found;
   found.clear();
-  Queries queries = {0, 0};
   while (true) {
     if (threadIdx.x == 0) advance(params, shared.cursor, shared.tiles[0]);
     __syncthreads();
     const TileInfo& info = shared.tiles[0];
     if (info.flags & STOP) break;
-    if (info.flags & NEW_QUERIES) queries = take_queries(params, shared, info);
+    if (info.flags & NEW_QUERIES) {
+      const Queries queries = take_queries(params, shared, info);
+      if (threadIdx.x == 0) shared.queries = queries;
+      __syncthreads();
+    }
     if (info.flags & MASKED && threadIdx.x < info.tokens) {
       const bool counts = params.docs.keeps(info.doc, info.token + threadIdx.x);
       shared.factors[0][threadIdx.x] = !counts ? -1.f : params.docs.scales ? params.docs.scales[info.row + threadIdx.x] : 1.f;
     }
     if (info.tokens) {
+      const Queries queries = shared.queries;
       const Streamed::Operand a = {static_cast<const u16*>(params.queries.rows) + queries.row * params.queries.row_stride, params.queries.row_stride, queries.rows};
       const Streamed::Operand b = {static_cast<const u16*>(params.docs.rows) + info.row * params.docs.row_stride, params.docs.row_stride, info.tokens};
       float acc[ROW_PIECES][4 * COLUMN_PIECES];
