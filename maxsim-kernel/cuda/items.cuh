@@ -73,9 +73,9 @@ DEV u64 total_cost(const Items& items) { return (u64)(items.row_blocks - 1) * it
 // The first unit of a block of the launch in a chunk.
 DEV u32 first_unit(const Items& items, u32 chunk, u32 block, u32 blocks) {
   if (items.starts) return items.starts[(u64)chunk * (blocks + 1) + block];
-  if (block < items.first_blocks) return block * items.shares[0] + min_of(block, items.rests[0]);
-  const u32 at = block - items.first_blocks;
-  return items.first_units + at * items.shares[1] + min_of(at, items.rests[1]);
+  const bool first = block < items.first_blocks;
+  const u32 at = block - (first ? 0 : items.first_blocks);
+  return (first ? 0 : items.first_units) + at * (first ? items.shares[0] : items.shares[1]) + min_of(at, first ? items.rests[0] : items.rests[1]);
 }
 
 // One unit of work: a block of query tiles against one document.
