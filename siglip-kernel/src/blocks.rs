@@ -1,7 +1,7 @@
 //! How the N × M matrix of pairs is cut into blocks. Pure arithmetic.
 
 use std::cmp::Reverse;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use crate::problem::{Chunk, Problem};
 
@@ -104,9 +104,19 @@ impl Blocks {
 
     /// The blocks of the row chunk that begins at `row`, in order.
     pub(crate) fn of_chunk(self, problem: &Problem, row: usize) -> impl Iterator<Item = Block> + use<> {
-        let Problem { rows: n, cols: m, .. } = *problem;
-        let block = move |col| Block { row, rows: self.rows.min(n - row), col, cols: self.cols.min(m - col) };
-        (0..m).step_by(self.cols).map(block)
+        self.of_columns(problem, row, 0..problem.cols)
+    }
+
+    /// Those of some of its columns, which begin at a tile.
+    pub(crate) fn of_columns(
+        self,
+        problem: &Problem,
+        row: usize,
+        columns: Range<usize>,
+    ) -> impl Iterator<Item = Block> + use<> {
+        let (n, end) = (problem.rows, columns.end);
+        let block = move |col| Block { row, rows: self.rows.min(n - row), col, cols: self.cols.min(end - col) };
+        columns.step_by(self.cols).map(block)
     }
 
     /// The blocks of `problem`, in order.

@@ -47,7 +47,7 @@
 //! | [`Portable`](Route::Portable) | f16, bf16 | sm_80 and newer | `mma.sync` with the same epilogue, gradient products by cuBLASLt |
 //! | [`Fp8`](Route::Fp8) | f16, bf16 | sm_90 | as `Chunked`, with logits from inputs rounded to e4m3: an approximation, never chosen by itself |
 //! | [`Portable`](Route::Portable) | f32 | sm_80 and newer | cuBLASLt in true f32 (no TF32), one pass for loss and q |
-//! | [`LowMemory`](Route::LowMemory) | all | sm_80 and newer | 16-bit: a second pass with texts as rows instead of f32 sums for them; f32: as `Portable`; all: small blocks |
+//! | [`LowMemory`](Route::LowMemory) | all | sm_80 and newer | 16-bit: a second pass with texts as rows instead of f32 sums for them, or for half of them; f32: as `Portable`; all: small blocks |
 //!
 //! How many rows a block has is chosen by a rule ([`Chunk::Auto`]), or measured on the device and remembered by [`tune`].
 //!

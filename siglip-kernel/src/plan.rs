@@ -3,7 +3,7 @@
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{Element, Gpu, Region, Scalar, ScalarArg, VectorViewMut, Workspace};
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, TILE};
 use crate::design::{Design, Engine as Kind, Gradient, Pass};
 use crate::engines::{At, Call, Engine, F32Engine, Fp8At, Planes, PortableEngine, Sm90Engine, SplitEngine};
 use crate::error::Result;
@@ -34,6 +34,15 @@ impl std::fmt::Debug for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Plan").field("design", &self.design).field("workspace_bytes", &self.workspace.bytes()).finish()
     }
+}
+
+/// A gradient whose memory holds something else until it is written.
+#[derive(Clone, Copy)]
+struct Spare {
+    gradient: At,
+    rows: usize,
+    /// Whether all of it is free throughout a pass; else the rows that the pass has yet to write.
+    fixed: bool,
 }
 
 /// Alignment in bytes of what tensor maps describe: 16 is asked for, whole lines of L2 are better.
@@ -88,7 +97,7 @@ impl Plan {
         self.design.route
     }
 
-    /// Image and text rows of a block. In [`Route::LowMemory`] blocks have more text rows than that while the texts' gradient has room for them.
+    /// Image and text rows of a block. In [`Route::LowMemory`] blocks have more text rows than that while a gradient that is not yet written has room for them.
     pub fn block(&self) -> (usize, usize) {
         (self.design.images.blocks.rows, self.design.images.blocks.cols)
     }
@@ -169,8 +178,17 @@ impl Plan {
         let img = At { address: img, row_stride: stride(inputs.img.shape(), inputs.img.row_stride()) };
         let txt = At { address: txt, row_stride: stride(inputs.txt.shape(), inputs.txt.row_stride()) };
         let mut call = self.call(&gpu, img, txt, [log_temp, bias, upstream], Some((d_img, d_txt)))?;
+        let summed = self.summed_texts(d_txt);
+        if self.design.texts.is_some() && summed > 0 {
+            call.d_txt = d_txt;
+        }
+        let spare = if self.design.texts.is_some() && summed == 0 {
+            Spare { gradient: d_txt, rows: problem.cols, fixed: true }
+        } else {
+            Spare { gradient: d_img, rows: problem.rows, fixed: false }
+        };
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
-        let slots = unsafe { self.pass(&mut call, false, d_img, d_txt) }?;
+        let slots = unsafe { self.pass(&mut call, false, 0, summed, d_img, spare) }?;
         match self.design.cols_gradient() {
             Some(Gradient::Direct) => {}
             Some(Gradient::Accumulated | Gradient::InPlace) => {
@@ -178,20 +196,30 @@ impl Plan {
                 self.scale(&call, call.d_txt, d_txt, problem.cols, positives)?;
             }
             None => {
+                self.narrow(&call, d_txt, summed)?;
                 let mut mirrored = self.mirrored(&call, d_txt);
+                let spare = Spare { gradient: d_txt, rows: problem.cols, fixed: false };
                 // SAFETY: as above; the same views with their sides exchanged.
-                unsafe { self.pass(&mut mirrored, true, d_txt, d_txt) }?;
+                unsafe { self.pass(&mut mirrored, true, summed, 0, d_txt, spare) }?;
             }
         }
         self.reduce(&call, slots, [loss, d_log_temp, d_bias])
     }
 
-    /// Queues one pass, whose rows' gradient goes to `out`. Gives the number of slots of sums it writes. Where texts have a pass of their own, `d_txt` holds
-    /// blocks of G until its rows are written.
+    /// Queues one pass over the rows from `first` on, whose gradient goes to `out`, and with it the sums of the columns before `summed`. Gives the number
+    /// of slots of sums it writes. Where texts have a pass of their own, `spare` holds blocks of G.
     ///
     /// # Safety
     /// The call's addresses must be live memory of the pass's shapes.
-    unsafe fn pass(&mut self, call: &mut Call<'_>, texts: bool, out: At, d_txt: At) -> Result<usize> {
+    unsafe fn pass(
+        &mut self,
+        call: &mut Call<'_>,
+        texts: bool,
+        first: usize,
+        summed: usize,
+        out: At,
+        spare: Spare,
+    ) -> Result<usize> {
         let pass = if texts { self.design.texts.unwrap_or(self.design.images) } else { self.design.images };
         let to_rows = self.design.rows_gradient(&pass);
         let bytes = pass.problem.dtype.size_bytes();
@@ -200,21 +228,22 @@ impl Plan {
         // SAFETY: the caller's promise.
         unsafe { self.engine(texts).begin(call) }?;
         let g = call.g;
-        for row in pass.blocks.chunks(&pass.problem) {
+        for row in (first..pass.problem.rows).step_by(pass.blocks.rows) {
             let rows = pass.blocks.rows.min(pass.problem.rows - row);
             let rows_out = At { address: out.row(row, bytes), ..out };
             if to_rows == Gradient::InPlace {
                 call.d_img = rows_out;
             }
-            let blocks =
-                if both { pass.blocks } else { self.widen(call, &pass, g, d_txt, if texts { row + rows } else { 0 }) };
-            for block in blocks.of_chunk(&pass.problem, row) {
+            let blocks = if both { pass.blocks } else { self.widen(call, &pass, g, spare, row + rows) };
+            let (left, right) = (0..summed, summed..pass.problem.cols);
+            let columns = [left, right].map(|part| blocks.of_columns(&pass.problem, row, part));
+            for block in columns.into_iter().flatten() {
                 let engine = self.engine(texts);
                 // SAFETY: the caller's promise.
                 unsafe {
                     slots = slots.max(engine.logits(call, &block)?);
                     engine.d_img(call, &block)?;
-                    if both {
+                    if block.col < summed {
                         engine.d_txt(call, &block)?;
                     }
                 }
@@ -227,6 +256,39 @@ impl Plan {
         Ok(slots)
     }
 
+    /// Texts from the first on whose gradient is summed in the images' pass: all, unless texts have a pass of their own. Then as many as the 16-bit gradient
+    /// has room for f32 sums of: half.
+    fn summed_texts(&self, d_txt: At) -> usize {
+        let Design { engine, images: Pass { problem, blocks }, .. } = self.design;
+        if self.design.texts.is_none() {
+            return problem.cols;
+        }
+        // What lies between rows is the caller's; a row must fit where the first ones are put aside.
+        let room = engine == Kind::Sm90 && d_txt.row_stride == problem.dim && problem.dim <= blocks.area();
+        let sums = !pads(&problem) && engine.gradients(&problem, blocks).1 == Gradient::Accumulated;
+        if room && sums { problem.cols / 2 / TILE * TILE } else { 0 }
+    }
+
+    /// Queues the gradients of the first `rows` texts from their sums, which begin where the gradients do: row by row, each gradient where sums of earlier rows
+    /// were. The first ones, which would overwrite their own, by way of `g`.
+    fn narrow(&self, call: &Call<'_>, d_txt: At, rows: usize) -> Result<()> {
+        let Pass { problem, blocks } = self.design.images;
+        let sums = |row| At { address: d_txt.row(row, size_of::<f32>()), ..d_txt };
+        let mut done = rows.min(blocks.area() / problem.dim);
+        if done > 0 {
+            let aside = At { address: self.workspace.ptr(self.regions.g), row_stride: problem.dim };
+            self.scale(call, sums(0), aside, done, PositivePairs::default())?;
+            self.pad(call, aside, d_txt, done)?;
+        }
+        while done < rows {
+            let more = done.min(rows - done);
+            let to = At { address: d_txt.row(done, problem.dtype.size_bytes()), ..d_txt };
+            self.scale(call, sums(done), to, more, PositivePairs::default())?;
+            done += more;
+        }
+        Ok(())
+    }
+
     /// The engine of a pass.
     fn engine(&mut self, texts: bool) -> &mut dyn Engine {
         match &mut self.texts {
@@ -235,20 +297,22 @@ impl Plan {
         }
     }
 
-    /// The blocks of a row chunk and, in `call.g`, where they go: into the rows of `d_txt` from `unwritten` on when those hold wider ones than the
-    /// workspace's `g` does. Fewer launches, whose ends are what short ones lose.
-    fn widen(&self, call: &mut Call<'_>, pass: &Pass, g: At, d_txt: At, unwritten: usize) -> Blocks {
-        let Problem { cols: texts, dim, dtype, .. } = self.design.images.problem;
+    /// The blocks of a row chunk and, in `call.g`, where they go: into `spare` when that holds wider ones than the workspace's `g` does. Fewer launches, whose
+    /// ends are what short ones lose. `written`: rows of the pass that are written when the chunk is done.
+    fn widen(&self, call: &mut Call<'_>, pass: &Pass, g: At, spare: Spare, written: usize) -> Blocks {
+        let Problem { dim, dtype, .. } = self.design.images.problem;
         call.g = g;
         // Blocks of the other engines are not worth it, and what lies between rows is the caller's.
-        if self.design.engine != Kind::Sm90 || pass.blocks.cols >= pass.problem.cols || d_txt.row_stride != dim {
+        if self.design.engine != Kind::Sm90 || pass.blocks.cols >= pass.problem.cols || spare.gradient.row_stride != dim
+        {
             return pass.blocks;
         }
+        let from = if spare.fixed { 0 } else { written };
         // What is left once the start is aligned, wherever it lies: the blocks, and so the bits of the result, do not depend on the address.
-        let bytes = ((texts - unwritten) * dim * dtype.size_bytes()).saturating_sub(MAP_ALIGNMENT as usize);
+        let bytes = ((spare.rows - from) * dim * dtype.size_bytes()).saturating_sub(MAP_ALIGNMENT as usize);
         let blocks = pass.blocks.widened(&pass.problem, bytes / dtype.size_bytes());
         if blocks != pass.blocks {
-            let start = d_txt.row(unwritten, dtype.size_bytes()).next_multiple_of(MAP_ALIGNMENT);
+            let start = spare.gradient.row(from, dtype.size_bytes()).next_multiple_of(MAP_ALIGNMENT);
             call.g = At { address: start, row_stride: blocks.cols };
         }
         blocks

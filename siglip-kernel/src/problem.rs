@@ -115,8 +115,8 @@ pub enum Route {
     /// The same blocks on any GPU from sm_80: f16 and bf16 through `mma.sync` kernels and cuBLASLt, f32 through cuBLASLt in true f32.
     Portable,
     /// Least memory: smaller blocks, and no f32 accumulators of all text rows. For f16 and bf16 the logits are computed twice, once for each side's
-    /// gradient: 8·N·M·D flop instead of 6. On Hopper the rows of `d_txt`, where there are no gaps between them, hold intermediate results until they are
-    /// written (and so sums are in another order than where there are). For f32, whose gradients hold their own sums, it is `Portable` with smaller blocks.
+    /// gradient: 8·N·M·D flop instead of 6. On Hopper `d_img` and `d_txt`, where there are no gaps between rows, hold intermediate results until they are
+    /// written: f32 sums for half of the texts, which leaves 7·N·M·D flop, and larger blocks (and so sums are in another order than where there are gaps). For f32, whose gradients hold their own sums, it is `Portable` with smaller blocks.
     LowMemory,
     /// `Chunked` with the logits of negative pairs from inputs rounded to e4m3, for f16 and bf16 on Hopper: less time, more memory (a byte an input
     /// element), and an approximation, whose size stands under "Numerics" on the crate's page. Never chosen by `Auto`.
