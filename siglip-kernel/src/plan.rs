@@ -225,6 +225,7 @@ impl Plan {
         let bytes = pass.problem.dtype.size_bytes();
         let mut slots = 0;
         let both = self.design.texts.is_none();
+        call.first_row = first;
         // SAFETY: the caller's promise.
         unsafe { self.engine(texts).begin(call) }?;
         let g = call.g;
@@ -234,7 +235,8 @@ impl Plan {
             if to_rows == Gradient::InPlace {
                 call.d_img = rows_out;
             }
-            let blocks = if both { pass.blocks } else { self.widen(call, &pass, g, spare, row + rows) };
+            let widest = if summed > 0 { summed } else { pass.problem.cols };
+            let blocks = if both { pass.blocks } else { self.widen(call, &pass, g, spare, row + rows, widest) };
             let (left, right) = (0..summed, summed..pass.problem.cols);
             let columns = [left, right].map(|part| blocks.of_columns(&pass.problem, row, part));
             for block in columns.into_iter().flatten() {
@@ -266,7 +268,9 @@ impl Plan {
         // What lies between rows is the caller's; a row must fit where the first ones are put aside.
         let room = engine == Kind::Sm90 && d_txt.row_stride == problem.dim && problem.dim <= blocks.area();
         let sums = !pads(&problem) && engine.gradients(&problem, blocks).1 == Gradient::Accumulated;
-        if room && sums { problem.cols / 2 / TILE * TILE } else { 0 }
+        let half = problem.cols / 2 / TILE * TILE;
+        // No block reaches over both halves: one that did would be the images' whole sum, which the design has it finish at once.
+        if room && sums && blocks.cols <= half { half } else { 0 }
     }
 
     /// Queues the gradients of the first `rows` texts from their sums, which begin where the gradients do: row by row, each gradient where sums of earlier rows
@@ -298,8 +302,9 @@ impl Plan {
     }
 
     /// The blocks of a row chunk and, in `call.g`, where they go: into `spare` when that holds wider ones than the workspace's `g` does. Fewer launches, whose
-    /// ends are what short ones lose. `written`: rows of the pass that are written when the chunk is done.
-    fn widen(&self, call: &mut Call<'_>, pass: &Pass, g: At, spare: Spare, written: usize) -> Blocks {
+    /// ends are what short ones lose. `written`: rows of the pass that are written when the chunk is done. `widest`: columns that no block exceeds, so that a
+    /// pass's first block is its largest and opens every slot of the sums.
+    fn widen(&self, call: &mut Call<'_>, pass: &Pass, g: At, spare: Spare, written: usize, widest: usize) -> Blocks {
         let Problem { dim, dtype, .. } = self.design.images.problem;
         call.g = g;
         // Blocks of the other engines are not worth it, and what lies between rows is the caller's.
@@ -310,7 +315,8 @@ impl Plan {
         let from = if spare.fixed { 0 } else { written };
         // What is left once the start is aligned, wherever it lies: the blocks, and so the bits of the result, do not depend on the address.
         let bytes = ((spare.rows - from) * dim * dtype.size_bytes()).saturating_sub(MAP_ALIGNMENT as usize);
-        let blocks = pass.blocks.widened(&pass.problem, bytes / dtype.size_bytes());
+        let elements = (bytes / dtype.size_bytes()).min(pass.blocks.rows * widest.next_multiple_of(TILE));
+        let blocks = pass.blocks.widened(&pass.problem, elements);
         if blocks != pass.blocks {
             let start = spare.gradient.row(from, dtype.size_bytes()).next_multiple_of(MAP_ALIGNMENT);
             call.g = At { address: start, row_stride: blocks.cols };
@@ -371,6 +377,7 @@ impl Plan {
             offset: problem.positives.offset().unwrap_or(i64::MIN / 2).clamp(i64::MIN / 2, i64::MAX / 2),
             img,
             txt,
+            first_row: 0,
             g: at(self.regions.g, self.design.images.blocks.cols),
             d_img,
             d_txt,

@@ -37,7 +37,7 @@ impl Engine for F32Engine {
             x_stride: call.g.row_stride as u64,
             rows: block.rows as u32,
             cols: block.cols as u32,
-            first: u32::from(block.row == 0 && block.col == 0),
+            first: u32::from(call.opens(block)),
             diagonal: call.diagonal(block),
             positive: call.positive + (block.row * size_of::<f32>()) as u64,
             sums: call.sums,

@@ -53,6 +53,8 @@ pub(crate) struct Call<'a> {
     pub(crate) offset: i64,
     pub(crate) img: At,
     pub(crate) txt: At,
+    /// The row that the pass begins with.
+    pub(crate) first_row: usize,
     /// One block, whole tiles.
     pub(crate) g: At,
     /// Where the product of the block's rows goes: f32 accumulators, or the output.
@@ -71,6 +73,11 @@ pub(crate) struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// Whether a block is the first of its pass: it sets the slots of the sums, others add to them.
+    fn opens(&self, block: &Block) -> bool {
+        block.row == self.first_row && block.col == 0
+    }
+
     /// Column minus row of a positive pair, relative to the block.
     fn diagonal(&self, block: &Block) -> i64 {
         self.offset + block.row as i64 - block.col as i64

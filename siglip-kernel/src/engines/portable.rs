@@ -46,7 +46,7 @@ impl Engine for PortableEngine {
                 rows: block.cols as u32,
             },
             k: padded_dim(&self.problem) as u32,
-            first: u32::from(block.row == 0 && block.col == 0),
+            first: u32::from(call.opens(block)),
             gain_log2: gain_log2(self.problem.dtype),
             diagonal: call.diagonal(block),
             g: call.g.address,

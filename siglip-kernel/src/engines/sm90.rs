@@ -179,7 +179,7 @@ impl Engine for Sm90Engine {
             log_temp: call.log_temp,
             bias: call.bias,
             gain_log2: gain_log2(self.problem.dtype),
-            first: u32::from(block.row == 0 && block.col == 0),
+            first: u32::from(call.opens(block)),
             diagonal: call.diagonal(block),
             sums: call.sums,
             exponents: call.fp8.exponents,

@@ -147,7 +147,7 @@ impl Engine for SplitEngine {
             g_inverse: call.planes.g_inverse,
             g_inverse_stride: (self.blocks.cols / SCALE_ROWS) as u64,
             positive: call.positive + (block.row * size_of::<f32>()) as u64,
-            first: u32::from(block.row == 0 && block.col == 0),
+            first: u32::from(call.opens(block)),
             diagonal: call.diagonal(block),
             sums: call.sums,
         };
