@@ -1,5 +1,7 @@
 //! Matrices as the engines see them: checked addresses.
 
+use kernel_core::sm90::MatrixAt;
+use kernel_core::{DType, MapType};
 use reference_cpu::swiglu::Order;
 
 /// A row-major matrix in device memory, rows `row_stride` elements apart.
@@ -14,6 +16,18 @@ impl At {
     pub(crate) fn offset(&self, row: usize, column: usize, bytes: usize) -> Self {
         let elements = row as u64 * self.row_stride as u64 + column as u64;
         Self { address: self.address + elements * bytes as u64, ..*self }
+    }
+
+    /// Whether 16-byte accesses and tensor maps can take it: rows, of elements of `bytes` bytes, that begin at multiples of 16 bytes.
+    pub(crate) fn is_aligned(&self, bytes: usize) -> bool {
+        self.address.is_multiple_of(16) && (self.row_stride * bytes).is_multiple_of(16)
+    }
+
+    /// As tensor maps see it.
+    pub(crate) fn matrix(&self, dtype: DType, rows: usize, cols: usize) -> MatrixAt {
+        // A single row has no next one, but the map wants an aligned stride.
+        let row_stride = if rows == 1 { cols.next_multiple_of(8) } else { self.row_stride };
+        MatrixAt { address: self.address, dtype: MapType::from(dtype), rows, cols, row_stride }
     }
 
     /// `(gate, up)` columns of a matrix `[M, 2N]`.
@@ -60,5 +74,13 @@ mod tests {
         assert_eq!(at.offset(1 << 20, 3, 2).address, (1 << 40) + (1u64 << 41) + 6);
         let [gate, up] = at.columns(Order::GateSecond, 5, 4);
         assert_eq!((gate.address - at.address, up.address), (20, at.address));
+    }
+
+    #[test]
+    fn rows_of_maps_begin_at_multiples_of_16_bytes() {
+        let at = At { address: 32, row_stride: 12 };
+        assert!(at.is_aligned(4) && !at.is_aligned(2) && !at.offset(0, 1, 4).is_aligned(4));
+        let stride = |rows| at.matrix(DType::Bf16, rows, 9).row_stride;
+        assert_eq!((stride(1), stride(2)), (16, 12));
     }
 }

@@ -72,12 +72,11 @@ impl Engine {
         targets: &Targets,
     ) -> Result<Option<At>> {
         let Problem { outputs, dtype, layout, .. } = self.problem;
-        let Some((dx, dx_dtype)) = targets.dx else { return Ok(None) };
+        let (Some(_), Some((dx, dx_dtype))) = (&self.input_gradient, targets.dx) else { return Ok(None) };
         let (preactivations, gradients) = self.places(from);
         let weights = source.weights.halves(layout.order(), layout.is_linear(), outputs, self.bytes());
         let call = InputGradientCall { weights, preactivations, dz, gradients: self.halves(gradients), dx };
-        let fits = dx_dtype == dtype && !targets.add_to_dx && call.is_aligned(self.bytes());
-        if self.input_gradient.is_none() || !fits {
+        if dx_dtype != dtype || targets.add_to_dx || !call.is_aligned(self.bytes()) {
             return Ok(None);
         }
         // SAFETY: the caller's promise.

@@ -1,10 +1,11 @@
 //! `cuda/decode_sm90.cu`: a few rows on Hopper, weights streamed once by TMA.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, MapType, Swizzle, TensorMap, TiledMap};
+use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, Swizzle, TensorMap, TiledMap};
 
 use super::decode::{DecodeCall, DecodeOutput, MAX_WIDTH, WARP_COLUMNS, tokens};
 use super::load;
+use super::maps::LastMaps;
 use crate::at::At;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -51,16 +52,13 @@ fn choose_width(info: &DeviceInfo, problem: &Problem) -> usize {
     if linear { share.next_multiple_of(8) } else { share.next_multiple_of(WARP_COLUMNS) | WARP_COLUMNS }
 }
 
-/// x, gate, up.
-type Maps = [TensorMap; 3];
-
 pub(crate) struct DecodeSm90 {
     kernel: Kernel,
     problem: Problem,
     tokens: usize,
     width: usize,
     stages: usize,
-    maps: Option<([At; 3], Maps)>,
+    maps: LastMaps<[At; 3], 3>,
 }
 
 impl DecodeSm90 {
@@ -71,31 +69,19 @@ impl DecodeSm90 {
         let fit = gpu.info().shared_bytes_optin.saturating_sub(SLACK) / (stage + 2 * size_of::<u64>());
         let stages = BYTES_IN_FLIGHT.div_ceil(stage).min(fit);
         let kernel = load(gpu, &programs::decode_sm90(problem.dtype, problem.layout.is_linear(), tokens))?;
-        Ok(Self { kernel, problem: *problem, tokens, width, stages: stages.max(1), maps: None })
+        Ok(Self { kernel, problem: *problem, tokens, width, stages: stages.max(1), maps: LastMaps::new() })
     }
 
-    fn maps(&mut self, call: &DecodeCall) -> Result<Maps> {
-        let addresses = [call.x, call.weights[0], call.weights[1]];
-        if let Some((of, maps)) = &self.maps
-            && *of == addresses
-        {
-            return Ok(*maps);
-        }
-        let maps = self.encode(addresses)?;
-        self.maps = Some((addresses, maps));
-        Ok(maps)
-    }
-
-    fn encode(&self, [x, gate, up]: [At; 3]) -> Result<Maps> {
-        let Problem { rows, inputs, outputs, layout, dtype, .. } = self.problem;
+    /// x, gate, up, in tiles of so many tokens and columns of z.
+    fn encode(problem: &Problem, tokens: usize, width: usize, [x, gate, up]: [At; 3]) -> Result<[TensorMap; 3]> {
+        let Problem { rows, inputs, outputs, layout, dtype, .. } = *problem;
         let map = |at: At, [rows, cols]: [usize; 2], tile: [usize; 2], swizzle| {
-            // A single row has no next one, but the map wants an aligned stride.
-            let row_stride = if rows == 1 { cols.next_multiple_of(8) } else { at.row_stride };
+            let matrix = at.matrix(dtype, rows, cols);
             TensorMap::tiled(&TiledMap {
-                dtype: MapType::from(dtype),
-                address: at.address,
+                dtype: matrix.dtype,
+                address: matrix.address,
                 dims: &[cols as u64, rows as u64],
-                strides: &[(row_stride * dtype.size_bytes()) as u64],
+                strides: &[(matrix.row_stride * dtype.size_bytes()) as u64],
                 tile: &[tile[1] as u32, tile[0] as u32],
                 swizzle,
                 // Beyond a tile's own rows lies what other blocks read for themselves.
@@ -104,18 +90,20 @@ impl DecodeSm90 {
         };
         let weights = |at| {
             if layout.is_linear() {
-                map(at, [outputs, inputs], [self.width, TILE_K], Swizzle::B128)
+                map(at, [outputs, inputs], [width, TILE_K], Swizzle::B128)
             } else {
-                map(at, [inputs, outputs], [TILE_K, self.width], Swizzle::None)
+                map(at, [inputs, outputs], [TILE_K, width], Swizzle::None)
             }
         };
-        Ok([map(x, [rows, inputs], [self.tokens, TILE_K], Swizzle::B128)?, weights(gate)?, weights(up)?])
+        Ok([map(x, [rows, inputs], [tokens, TILE_K], Swizzle::B128)?, weights(gate)?, weights(up)?])
     }
 
     /// # Safety
     /// The addresses must be live memory of the problem's shapes, rows beginning at multiples of 16 bytes.
     pub(crate) unsafe fn launch(&mut self, stream: &CudaStream, call: &DecodeCall) -> Result<()> {
-        let [x, gate, up] = self.maps(call)?;
+        let addresses = [call.x, call.weights[0], call.weights[1]];
+        let (tokens, width) = (self.tokens, self.width);
+        let [x, gate, up] = self.maps.of(&addresses, || Self::encode(&self.problem, tokens, width, addresses))?;
         let params = DecodeSm90Params {
             out: DecodeOutput::new(&self.problem, call),
             inputs: self.problem.inputs as u32,

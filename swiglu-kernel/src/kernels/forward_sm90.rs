@@ -1,10 +1,11 @@
 //! `cuda/forward_sm90.cu`: both projections and the gate in one GEMM on Hopper.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::sm90::{GemmShape, MatrixAt, TILE, launch_config};
-use kernel_core::{Gpu, Kernel, KernelArg, MapType, TensorMap};
+use kernel_core::sm90::{GemmShape, TILE, launch_config};
+use kernel_core::{Gpu, Kernel, KernelArg, TensorMap};
 
 use super::load;
+use super::maps::{LastMaps, weights};
 use crate::at::At;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -28,7 +29,7 @@ struct ForwardParams {
 // SAFETY: plain data, laid out as the kernel's struct.
 unsafe impl KernelArg for ForwardParams {}
 
-/// Addresses of a call; pairs are `[gate, up]`. Compared from call to call: callers mostly come back with the same memory.
+/// Addresses of a call; pairs are `[gate, up]`. Compared from call to call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ForwardCall {
     pub(crate) x: At,
@@ -46,16 +47,13 @@ fn plain_cluster(problem: &Problem, l2_bytes: usize) -> u32 {
     if operands <= l2_bytes / 2 { 1 } else { CLUSTER }
 }
 
-/// x, gate weights, up weights, z, gate, up.
-type Maps = [TensorMap; 6];
-
 pub(crate) struct ForwardSm90 {
     plain: Kernel,
     /// Blocks in a cluster of `plain`; `saving` has [`CLUSTER`].
     plain_cluster: u32,
     saving: Kernel,
     problem: Problem,
-    maps: Option<(ForwardCall, Maps)>,
+    maps: LastMaps<ForwardCall, 6>,
 }
 
 impl ForwardSm90 {
@@ -63,41 +61,21 @@ impl ForwardSm90 {
         let plain_cluster = plain_cluster(problem, gpu.info().l2_bytes);
         let kernel = |save, cluster| load(gpu, &programs::forward_sm90(problem, save, cluster));
         let (plain, saving) = (kernel(false, plain_cluster)?, kernel(true, CLUSTER)?);
-        Ok(Self { plain, plain_cluster, saving, problem: *problem, maps: None })
+        Ok(Self { plain, plain_cluster, saving, problem: *problem, maps: LastMaps::new() })
     }
 
-    fn maps(&mut self, call: &ForwardCall) -> Result<Maps> {
-        if let Some((of, maps)) = &self.maps
-            && of == call
-        {
-            return Ok(*maps);
-        }
-        let maps = self.encode(call)?;
-        self.maps = Some((*call, maps));
-        Ok(maps)
-    }
-
-    fn encode(&self, call: &ForwardCall) -> Result<Maps> {
-        let Problem { rows, inputs, outputs, layout, .. } = self.problem;
-        let matrix = |at: At, rows, cols| MatrixAt {
-            address: at.address,
-            dtype: MapType::from(self.problem.dtype),
-            rows,
-            cols,
-            // A single row has no next one, but the map wants an aligned stride.
-            row_stride: if rows == 1 { cols.next_multiple_of(8) } else { at.row_stride },
-        };
-        // Boxes of 64 × 64 for either layout.
-        let weights = |at| if layout.is_linear() { matrix(at, outputs, inputs) } else { matrix(at, inputs, outputs) };
-        let piece = |at| matrix(at, rows, outputs).warp_store();
+    /// x, gate weights, up weights, z, gate, up.
+    fn encode(problem: &Problem, call: &ForwardCall) -> Result<[TensorMap; 6]> {
+        let Problem { rows, inputs, outputs, dtype, .. } = *problem;
+        let piece = |at: At| at.matrix(dtype, rows, outputs).warp_store();
         // A map that is never followed may be any valid one: of z for the pre-activations, of the gate's for z.
         let [gate_saved, up_saved] = call.saved.unwrap_or([call.z, call.z]);
         let z = if call.z.address == 0 { gate_saved } else { call.z };
         let [gate, up] = call.weights;
         Ok([
-            matrix(call.x, rows, inputs).k_major(1)?,
-            weights(gate).mn_major()?,
-            weights(up).mn_major()?,
+            call.x.matrix(dtype, rows, inputs).k_major(1)?,
+            weights(problem, gate).mn_major()?,
+            weights(problem, up).mn_major()?,
             piece(z)?,
             piece(gate_saved)?,
             piece(up_saved)?,
@@ -107,7 +85,7 @@ impl ForwardSm90 {
     /// # Safety
     /// The addresses must be live memory of the problem's shapes, rows beginning at multiples of 16 bytes.
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &ForwardCall) -> Result<()> {
-        let [x, w_gate, w_up, z, gate, up] = self.maps(call)?;
+        let [x, w_gate, w_up, z, gate, up] = self.maps.of(call, || Self::encode(&self.problem, call))?;
         let Problem { rows, inputs, outputs, .. } = self.problem;
         let (kernel, cluster) =
             if call.saved.is_some() { (&self.saving, CLUSTER) } else { (&self.plain, self.plain_cluster) };

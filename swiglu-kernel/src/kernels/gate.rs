@@ -25,8 +25,7 @@ pub(crate) fn device_gate(gate: Gate) -> u32 {
 
 /// Whether all matrices can be walked eight elements at a time. Null addresses count as aligned.
 fn wide(cols: usize, matrices: &[(At, usize)]) -> bool {
-    let fits = |(at, bytes): &(At, usize)| at.address.is_multiple_of(16) && (at.row_stride * bytes).is_multiple_of(16);
-    cols.is_multiple_of(WIDE) && matrices.iter().all(fits)
+    cols.is_multiple_of(WIDE) && matrices.iter().all(|(at, bytes)| at.is_aligned(*bytes))
 }
 
 fn config(info: &DeviceInfo, rows: usize, vectors: usize) -> LaunchConfig {
@@ -122,10 +121,10 @@ impl GateForward {
     }
 }
 
-/// `GateBackwardParams` of the kernel.
+/// What the gate's derivative reads and writes: the first parameters of every kernel that takes it.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct GateBackwardParams {
+pub(super) struct DerivativeParams {
     gate: u64,
     up: u64,
     stride: u64,
@@ -134,6 +133,29 @@ struct GateBackwardParams {
     d_gate: u64,
     d_up: u64,
     d_stride: u64,
+}
+
+impl DerivativeParams {
+    /// Pairs are `[gate, up]`.
+    pub(super) fn new([gate, up]: [At; 2], dz: At, [d_gate, d_up]: [At; 2]) -> Self {
+        Self {
+            gate: gate.address,
+            up: up.address,
+            stride: gate.row_stride as u64,
+            dz: dz.address,
+            dz_stride: dz.row_stride as u64,
+            d_gate: d_gate.address,
+            d_up: d_up.address,
+            d_stride: d_gate.row_stride as u64,
+        }
+    }
+}
+
+/// `GateBackwardParams` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GateBackwardParams {
+    derivative: DerivativeParams,
     z: u64,
     z_stride: u64,
     rows: u64,
@@ -174,14 +196,7 @@ impl GateBackward {
         let matrices = [gate, up, d_gate, d_up, call.dz, call.z].map(|at| (at, self.element_bytes));
         let (kernel, vectors) = self.kernels.choose(call.cols, wide(call.cols, &matrices));
         let params = GateBackwardParams {
-            gate: gate.address,
-            up: up.address,
-            stride: gate.row_stride as u64,
-            dz: call.dz.address,
-            dz_stride: call.dz.row_stride as u64,
-            d_gate: d_gate.address,
-            d_up: d_up.address,
-            d_stride: d_gate.row_stride as u64,
+            derivative: DerivativeParams::new(call.preactivations, call.dz, call.gradients),
             z: call.z.address,
             z_stride: call.z.row_stride as u64,
             rows: call.rows as u64,

@@ -1,10 +1,12 @@
 //! `cuda/input_gradient_sm90.cu`: dx on Hopper, and with it the pass that makes the gradients of the pre-activations.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::sm90::{MatrixAt, TILE, launch_config};
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, MapType, TensorMap};
+use kernel_core::sm90::{TILE, launch_config};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, TensorMap};
 
+use super::gate::DerivativeParams;
 use super::load;
+use super::maps::{LastMaps, weights};
 use crate::at::At;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -22,14 +24,7 @@ const COUNTERS: usize = 4;
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct InputGradientParams {
-    gate: u64,
-    up: u64,
-    stride: u64,
-    dz: u64,
-    dz_stride: u64,
-    d_gate: u64,
-    d_up: u64,
-    d_stride: u64,
+    derivative: DerivativeParams,
     progress: u64,
     rows: u32,
     outputs: u32,
@@ -40,7 +35,7 @@ struct InputGradientParams {
 // SAFETY: plain data, laid out as the kernel's struct.
 unsafe impl KernelArg for InputGradientParams {}
 
-/// Addresses of a call; pairs are `[gate, up]`. Compared from call to call: callers mostly come back with the same memory.
+/// Addresses of a call; pairs are `[gate, up]`. Compared from call to call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InputGradientCall {
     pub(crate) weights: [At; 2],
@@ -55,10 +50,7 @@ impl InputGradientCall {
     /// Whether the kernel can address everything: rows that begin at multiples of 16 bytes.
     pub(crate) fn is_aligned(&self, element_bytes: usize) -> bool {
         let pairs = [self.weights, self.preactivations, self.gradients, [self.dz, self.dx]];
-        pairs
-            .iter()
-            .flatten()
-            .all(|at| at.address.is_multiple_of(16) && (at.row_stride * element_bytes).is_multiple_of(16))
+        pairs.iter().flatten().all(|at| at.is_aligned(element_bytes))
     }
 }
 
@@ -84,15 +76,12 @@ fn tile_columns(problem: &Problem, sm_count: u32) -> Option<usize> {
     (cost(columns) / 9 * 8 <= rows * inputs).then_some(columns)
 }
 
-/// d_gate, d_up, gate weights, up weights, dx.
-type Maps = [TensorMap; 5];
-
 pub(crate) struct InputGradientSm90 {
     kernel: Kernel,
     columns: usize,
     problem: Problem,
     progress: u64,
-    maps: Option<(InputGradientCall, Maps)>,
+    maps: LastMaps<InputGradientCall, 5>,
 }
 
 impl InputGradientSm90 {
@@ -100,38 +89,19 @@ impl InputGradientSm90 {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, progress: u64) -> Result<Option<Self>> {
         let Some(columns) = tile_columns(problem, gpu.info().sm_count) else { return Ok(None) };
         let kernel = load(gpu, &programs::input_gradient_sm90(problem, columns))?;
-        Ok(Some(Self { kernel, columns, problem: *problem, progress, maps: None }))
+        Ok(Some(Self { kernel, columns, problem: *problem, progress, maps: LastMaps::new() }))
     }
 
-    fn maps(&mut self, call: &InputGradientCall) -> Result<Maps> {
-        if let Some((of, maps)) = &self.maps
-            && of == call
-        {
-            return Ok(*maps);
-        }
-        let maps = self.encode(call)?;
-        self.maps = Some((*call, maps));
-        Ok(maps)
-    }
-
-    fn encode(&self, call: &InputGradientCall) -> Result<Maps> {
-        let Problem { rows, inputs, outputs, dtype, layout, .. } = self.problem;
-        let matrix = |at: At, rows, cols| MatrixAt {
-            address: at.address,
-            dtype: MapType::from(dtype),
-            rows,
-            cols,
-            row_stride: at.row_stride,
-        };
-        // Boxes of 64 × 64 for either layout.
-        let weights = |at| if layout.is_linear() { matrix(at, outputs, inputs) } else { matrix(at, inputs, outputs) };
+    /// d_gate, d_up, gate weights, up weights, dx.
+    fn encode(problem: &Problem, call: &InputGradientCall) -> Result<[TensorMap; 5]> {
+        let Problem { rows, inputs, outputs, dtype, .. } = *problem;
         let ([d_gate, d_up], [gate, up]) = (call.gradients, call.weights);
         Ok([
-            matrix(d_gate, rows, outputs).k_major(1)?,
-            matrix(d_up, rows, outputs).k_major(1)?,
-            weights(gate).mn_major()?,
-            weights(up).mn_major()?,
-            matrix(call.dx, rows, inputs).warp_store()?,
+            d_gate.matrix(dtype, rows, outputs).k_major(1)?,
+            d_up.matrix(dtype, rows, outputs).k_major(1)?,
+            weights(problem, gate).mn_major()?,
+            weights(problem, up).mn_major()?,
+            call.dx.matrix(dtype, rows, inputs).warp_store()?,
         ])
     }
 
@@ -147,19 +117,11 @@ impl InputGradientSm90 {
     /// # Safety
     /// The addresses must be live memory of the problem's shapes, and aligned as [`InputGradientCall::is_aligned`] says.
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &InputGradientCall) -> Result<()> {
-        let [map_d_gate, map_d_up, w_gate, w_up, dx] = self.maps(call)?;
+        let [map_d_gate, map_d_up, w_gate, w_up, dx] = self.maps.of(call, || Self::encode(&self.problem, call))?;
         let Problem { rows, inputs, outputs, .. } = self.problem;
-        let ([gate, up], [d_gate, d_up]) = (call.preactivations, call.gradients);
         let (tiles, band) = self.grid(gpu.info());
         let params = InputGradientParams {
-            gate: gate.address,
-            up: up.address,
-            stride: gate.row_stride as u64,
-            dz: call.dz.address,
-            dz_stride: call.dz.row_stride as u64,
-            d_gate: d_gate.address,
-            d_up: d_up.address,
-            d_stride: d_gate.row_stride as u64,
+            derivative: DerivativeParams::new(call.preactivations, call.dz, call.gradients),
             progress: self.progress,
             rows: rows as u32,
             outputs: outputs as u32,
@@ -175,6 +137,7 @@ impl InputGradientSm90 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::mem::offset_of;
 
     #[test]
     fn tiles_fill_the_device_or_are_left_to_the_library() {
@@ -185,6 +148,12 @@ mod tests {
         assert_eq!(columns(512, 4096, 14_336, DType::Bf16), None);
         assert_eq!(columns(4096, 1028, 4096, DType::Bf16), None);
         assert_eq!(columns(4096, 1024, 4096, DType::F32), None);
+    }
+
+    #[test]
+    fn the_struct_is_laid_out_as_the_kernels() {
+        let [progress, rows] = [offset_of!(InputGradientParams, progress), offset_of!(InputGradientParams, rows)];
+        assert_eq!((progress, rows, size_of::<InputGradientParams>()), (64, 72, 88));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub(crate) mod decode_sm90;
 pub(crate) mod forward_sm90;
 pub(crate) mod gate;
 pub(crate) mod input_gradient_sm90;
+mod maps;
 pub(crate) mod through_sm90;
 
 pub(crate) use column_sums::{ColumnSums, ColumnSumsCall};

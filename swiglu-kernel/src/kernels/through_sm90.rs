@@ -1,10 +1,11 @@
 //! `cuda/through_sm90.cu`: the gate's derivative in the down projection's backward GEMM on Hopper.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::sm90::{GemmShape, MatrixAt, launch_config};
-use kernel_core::{Gpu, Kernel, MapType, TensorMap};
+use kernel_core::sm90::{GemmShape, launch_config};
+use kernel_core::{Gpu, Kernel, TensorMap};
 
 use super::load;
+use super::maps::LastMaps;
 use crate::at::At;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -13,7 +14,7 @@ use crate::programs::{self, CLUSTER};
 /// Pairs of tile rows that a band of the tile order spans.
 const BAND: u32 = 8;
 
-/// Addresses of a call; pairs are `[gate, up]`. Compared from call to call: callers mostly come back with the same memory.
+/// Addresses of a call; pairs are `[gate, up]`. Compared from call to call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ThroughCall {
     pub(crate) dy: At,
@@ -29,64 +30,45 @@ impl ThroughCall {
     /// Whether the kernel can address everything: rows that begin at multiples of 16 bytes.
     pub(crate) fn is_aligned(&self, element_bytes: usize) -> bool {
         let ([gate, up], [d_gate, d_up]) = (self.preactivations, self.gradients);
-        [self.dy, self.down, gate, up, d_gate, d_up, self.z]
-            .iter()
-            .all(|at| at.address.is_multiple_of(16) && (at.row_stride * element_bytes).is_multiple_of(16))
+        [self.dy, self.down, gate, up, d_gate, d_up, self.z].iter().all(|at| at.is_aligned(element_bytes))
     }
 }
-
-/// dy, down, gate, up, their gradients, z.
-type Maps = [TensorMap; 7];
 
 pub(crate) struct ThroughSm90 {
     kernel: Kernel,
     problem: Problem,
     down_outputs: usize,
     down_linear: bool,
-    maps: Option<(ThroughCall, Maps)>,
+    maps: LastMaps<ThroughCall, 7>,
 }
 
 impl ThroughSm90 {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, down_outputs: usize, down_linear: bool) -> Result<Self> {
         let kernel = load(gpu, &programs::through_sm90(problem.dtype, problem.gate, down_linear, CLUSTER))?;
-        Ok(Self { kernel, problem: *problem, down_outputs, down_linear, maps: None })
+        Ok(Self { kernel, problem: *problem, down_outputs, down_linear, maps: LastMaps::new() })
     }
 
-    fn maps(&mut self, call: &ThroughCall) -> Result<Maps> {
-        if let Some((of, maps)) = &self.maps
-            && of == call
-        {
-            return Ok(*maps);
-        }
-        let maps = self.encode(call)?;
-        self.maps = Some((*call, maps));
-        Ok(maps)
-    }
-
-    fn encode(&self, call: &ThroughCall) -> Result<Maps> {
-        let (Problem { rows, outputs, dtype, .. }, k_out) = (self.problem, self.down_outputs);
-        let matrix = |at: At, rows, cols| MatrixAt {
-            address: at.address,
-            dtype: MapType::from(dtype),
-            rows,
-            cols,
-            row_stride: at.row_stride,
-        };
-        let down = if self.down_linear {
-            matrix(call.down, k_out, outputs).mn_major()?
+    /// dy, down, gate, up, their gradients, z. The down projection has `k_out` outputs and is `linear` when stored `[K_out, N]`.
+    fn encode(problem: &Problem, k_out: usize, linear: bool, call: &ThroughCall) -> Result<[TensorMap; 7]> {
+        let Problem { rows, outputs, dtype, .. } = *problem;
+        let down = if linear {
+            call.down.matrix(dtype, k_out, outputs).mn_major()?
         } else {
-            matrix(call.down, outputs, k_out).k_major(CLUSTER as usize)?
+            call.down.matrix(dtype, outputs, k_out).k_major(CLUSTER as usize)?
         };
-        let piece = |at| matrix(at, rows, outputs).warp_store();
+        let piece = |at: At| at.matrix(dtype, rows, outputs).warp_store();
         let ([gate, up], [d_gate, d_up]) = (call.preactivations, call.gradients);
-        let dy = matrix(call.dy, rows, k_out).k_major(1)?;
+        let dy = call.dy.matrix(dtype, rows, k_out).k_major(1)?;
         Ok([dy, down, piece(gate)?, piece(up)?, piece(d_gate)?, piece(d_up)?, piece(call.z)?])
     }
 
     /// # Safety
     /// The addresses must be live memory of the problem's shapes, and aligned as [`ThroughCall::is_aligned`] says.
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &ThroughCall) -> Result<()> {
-        let [dy, down, gate, up, d_gate, d_up, z] = self.maps(call)?;
+        let [dy, down, gate, up, d_gate, d_up, z] = {
+            let (k_out, linear) = (self.down_outputs, self.down_linear);
+            self.maps.of(call, || Self::encode(&self.problem, k_out, linear, call))?
+        };
         let shape = GemmShape::new(self.problem.rows, self.problem.outputs, self.down_outputs, BAND);
         let config = launch_config(gpu.info(), shape.tiles(), CLUSTER);
         let with_z = 1u32;
