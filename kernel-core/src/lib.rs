@@ -52,7 +52,7 @@ pub use probe::Library;
 pub use program::{Program, source_hash};
 pub use scalar::{Scalar, ScalarArg};
 pub use tensor::{MatrixView, MatrixViewMut, TensorView, TensorViewMut, VectorView, VectorViewMut, check_disjoint};
-pub use tma::{MapType, Swizzle, TensorMap, TiledMap};
+pub use tma::{LastMaps, MapType, Swizzle, TensorMap, TiledMap};
 pub use variant::Variant;
 pub use workspace::{Layout, Region, Workspace};
 

@@ -213,6 +213,40 @@ impl TensorMap {
     }
 }
 
+/// The maps `M` of the last call, with what they were made of, `K`: callers mostly come back with the same memory.
+#[derive(Clone, Copy, Debug)]
+pub struct LastMaps<K, M>(Option<(K, M)>);
+
+impl<K, M> LastMaps<K, M> {
+    /// No call yet.
+    pub const fn new() -> Self {
+        Self(None)
+    }
+}
+
+impl<K, M> Default for LastMaps<K, M> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K: PartialEq, M: Copy> LastMaps<K, M> {
+    /// The maps of `call`: the last ones where it is what they were made of, else those that `encode` gives.
+    ///
+    /// # Errors
+    /// What `encode` gives; the last maps are then kept.
+    pub fn of<E>(&mut self, call: K, encode: impl FnOnce() -> Result<M, E>) -> Result<M, E> {
+        if let Some((of, maps)) = &self.0
+            && *of == call
+        {
+            return Ok(*maps);
+        }
+        let maps = encode()?;
+        self.0 = Some((call, maps));
+        Ok(maps)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +268,24 @@ mod tests {
         assert_eq!(size_of::<TensorMap>(), size_of::<sys::CUtensorMap>());
         assert_eq!(size_of::<TensorMap>(), 128);
         assert_eq!(align_of::<TensorMap>(), 64);
+    }
+
+    #[test]
+    fn maps_are_encoded_once_for_the_same_memory() {
+        let mut last = LastMaps::new();
+        let mut of = |at: u64, encoded: Result<u32, ()>| {
+            let mut calls = 0;
+            let maps = last.of(at, || {
+                calls += 1;
+                encoded
+            });
+            (maps, calls)
+        };
+        assert_eq!(of(8, Ok(1)), (Ok(1), 1));
+        assert_eq!(of(8, Ok(2)), (Ok(1), 0));
+        assert_eq!(of(16, Err(())), (Err(()), 1));
+        assert_eq!(of(8, Ok(3)), (Ok(1), 0));
+        assert_eq!(of(16, Ok(4)), (Ok(4), 1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The scoring kernels of a plan's route.
 
 use kernel_core::cudarc::driver::{CudaSlice, DevicePtr};
-use kernel_core::{DType, DeviceInfo, Gpu, TensorMap};
+use kernel_core::{DType, DeviceInfo, Gpu, LastMaps, TensorMap};
 
 use crate::error::Result;
 use crate::kernels::{
@@ -35,8 +35,7 @@ pub(crate) struct Hopper {
     /// The call that last met a NaN maximum, in device memory; calls are numbered from 1.
     nan_epoch: CudaSlice<u32>,
     epoch: u32,
-    /// Of the last call; callers mostly come back with the same memory.
-    maps: Option<([RowsAt; 2], [TensorMap; 3])>,
+    maps: LastMaps<[RowsAt; 2], [TensorMap; 3]>,
 }
 
 impl Scorer {
@@ -56,7 +55,7 @@ impl Scorer {
             settle: Settle::new(gpu, dtype)?,
             nan_epoch: gpu.alloc(1)?,
             epoch: 0,
-            maps: None,
+            maps: LastMaps::new(),
         })))
     }
 
@@ -184,11 +183,7 @@ impl Hopper {
     ) -> Result<()> {
         let (stream, info) = (gpu.stream(), gpu.info());
         let dim = Scorer::padded_dim(problem).unwrap_or(problem.dim);
-        let maps = match self.maps {
-            Some((of, maps)) if of == at => maps,
-            _ => maps(problem.dtype, dim, self.shape, at[0], at[1])?,
-        };
-        self.maps = Some((at, maps));
+        let maps = self.maps.of(at, || maps(problem.dtype, dim, self.shape, at[0], at[1]))?;
         self.epoch = self.epoch.checked_add(1).unwrap_or(1);
         let nan_epoch = {
             let (address, _guard) = self.nan_epoch.device_ptr(stream);

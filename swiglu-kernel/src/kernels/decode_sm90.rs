@@ -1,11 +1,10 @@
 //! `cuda/decode_sm90.cu`: a few rows on Hopper, weights streamed once by TMA.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, Swizzle, TensorMap, TiledMap};
+use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, Swizzle, TensorMap, TiledMap};
 
 use super::decode::{DecodeCall, DecodeOutput, MAX_WIDTH, WARP_COLUMNS, tokens};
 use super::load;
-use super::maps::LastMaps;
 use crate::at::At;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -58,7 +57,7 @@ pub(crate) struct DecodeSm90 {
     tokens: usize,
     width: usize,
     stages: usize,
-    maps: LastMaps<[At; 3], 3>,
+    maps: LastMaps<[At; 3], [TensorMap; 3]>,
 }
 
 impl DecodeSm90 {
@@ -103,7 +102,7 @@ impl DecodeSm90 {
     pub(crate) unsafe fn launch(&mut self, stream: &CudaStream, call: &DecodeCall) -> Result<()> {
         let addresses = [call.x, call.weights[0], call.weights[1]];
         let (tokens, width) = (self.tokens, self.width);
-        let [x, gate, up] = self.maps.of(&addresses, || Self::encode(&self.problem, tokens, width, addresses))?;
+        let [x, gate, up] = self.maps.of(addresses, || Self::encode(&self.problem, tokens, width, addresses))?;
         let params = DecodeSm90Params {
             out: DecodeOutput::new(&self.problem, call),
             inputs: self.problem.inputs as u32,

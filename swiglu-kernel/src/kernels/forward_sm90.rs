@@ -2,10 +2,10 @@
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, TILE, launch_config};
-use kernel_core::{Gpu, Kernel, KernelArg, TensorMap};
+use kernel_core::{Gpu, Kernel, KernelArg, LastMaps, TensorMap};
 
 use super::load;
-use super::maps::{LastMaps, weights};
+use super::maps::weights;
 use crate::at::At;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -53,7 +53,7 @@ pub(crate) struct ForwardSm90 {
     plain_cluster: u32,
     saving: Kernel,
     problem: Problem,
-    maps: LastMaps<ForwardCall, 6>,
+    maps: LastMaps<ForwardCall, [TensorMap; 6]>,
 }
 
 impl ForwardSm90 {
@@ -85,7 +85,7 @@ impl ForwardSm90 {
     /// # Safety
     /// The addresses must be live memory of the problem's shapes, rows beginning at multiples of 16 bytes.
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &ForwardCall) -> Result<()> {
-        let [x, w_gate, w_up, z, gate, up] = self.maps.of(call, || Self::encode(&self.problem, call))?;
+        let [x, w_gate, w_up, z, gate, up] = self.maps.of(*call, || Self::encode(&self.problem, call))?;
         let Problem { rows, inputs, outputs, .. } = self.problem;
         let (kernel, cluster) =
             if call.saved.is_some() { (&self.saving, CLUSTER) } else { (&self.plain, self.plain_cluster) };

@@ -2,11 +2,11 @@
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{TILE, launch_config};
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, TensorMap};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, TensorMap};
 
 use super::gate::DerivativeParams;
 use super::load;
-use super::maps::{LastMaps, weights};
+use super::maps::weights;
 use crate::at::At;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -81,7 +81,7 @@ pub(crate) struct InputGradientSm90 {
     columns: usize,
     problem: Problem,
     progress: u64,
-    maps: LastMaps<InputGradientCall, 5>,
+    maps: LastMaps<InputGradientCall, [TensorMap; 5]>,
 }
 
 impl InputGradientSm90 {
@@ -117,7 +117,7 @@ impl InputGradientSm90 {
     /// # Safety
     /// The addresses must be live memory of the problem's shapes, and aligned as [`InputGradientCall::is_aligned`] says.
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &InputGradientCall) -> Result<()> {
-        let [map_d_gate, map_d_up, w_gate, w_up, dx] = self.maps.of(call, || Self::encode(&self.problem, call))?;
+        let [map_d_gate, map_d_up, w_gate, w_up, dx] = self.maps.of(*call, || Self::encode(&self.problem, call))?;
         let Problem { rows, inputs, outputs, .. } = self.problem;
         let (tiles, band) = self.grid(gpu.info());
         let params = InputGradientParams {

@@ -2,10 +2,9 @@
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, launch_config};
-use kernel_core::{Gpu, Kernel, TensorMap};
+use kernel_core::{Gpu, Kernel, LastMaps, TensorMap};
 
 use super::load;
-use super::maps::LastMaps;
 use crate::at::At;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -39,7 +38,7 @@ pub(crate) struct ThroughSm90 {
     problem: Problem,
     down_outputs: usize,
     down_linear: bool,
-    maps: LastMaps<ThroughCall, 7>,
+    maps: LastMaps<ThroughCall, [TensorMap; 7]>,
 }
 
 impl ThroughSm90 {
@@ -67,7 +66,7 @@ impl ThroughSm90 {
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &ThroughCall) -> Result<()> {
         let [dy, down, gate, up, d_gate, d_up, z] = {
             let (k_out, linear) = (self.down_outputs, self.down_linear);
-            self.maps.of(call, || Self::encode(&self.problem, k_out, linear, call))?
+            self.maps.of(*call, || Self::encode(&self.problem, k_out, linear, call))?
         };
         let shape = GemmShape::new(self.problem.rows, self.problem.outputs, self.down_outputs, BAND);
         let config = launch_config(gpu.info(), shape.tiles(), CLUSTER);
