@@ -2,6 +2,7 @@
 // with a scale of every 64 x 64 pairs' own (only with WITH_GRADIENT), and per-warp sums.
 //   WITH_GRADIENT: 0 or 1
 #include "plane_scale.cuh"
+#include "ptx/shared.cuh"
 #include "sigmoid_f32.cuh"
 #include "sm90/split_mainloop.cuh"
 #include "sm90/store.cuh"
@@ -78,11 +79,10 @@ struct LogitsSplitEpilogue {
   DEV u32 largest(float bound, u32 scratch) {
     const u32 of_warp = __reduce_max_sync(~0u, __float_as_uint(bound)), slots = scratch + turns % 2 * 16;
     ++turns;
-    if (lane == 0) asm volatile("st.shared.u32 [%0], %1;" ::"r"(slots + warp * 4), "r"(of_warp) : "memory");
+    if (lane == 0) store_shared(slots + warp * 4, of_warp);
     named_barrier(2 + threadIdx.x / WARPGROUP, WARPGROUP);
-    u32 r[4];
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(slots) : "memory");
-    return max_of(max_of(r[0], r[1]), max_of(r[2], r[3]));
+    const uint4 r = load_shared_vector(slots);
+    return max_of(max_of(r.x, r.y), max_of(r.z, r.w));
   }
 
   DEV void finish() {

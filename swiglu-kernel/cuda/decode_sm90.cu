@@ -7,6 +7,7 @@
 #include "decode.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/tma.cuh"
+#include "sm90/ring.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 constexpr u32 CONSUMERS = 8, THREADS = (1 + CONSUMERS) * WARP, TILE_K = 64, X_BYTES = TOKENS * TILE_K * 2;
@@ -43,27 +44,28 @@ swiglu_decode_sm90(const __grid_constant__ TensorMap x, const __grid_constant__ 
   grid_dependency_wait();
   grid_dependency_launch();
 
-  u32 stage = 0, parity = 0;
+  RingPlace ring;
   if (warp == CONSUMERS) {
     if (lane != 0) return;
     for (u32 step = 0; step < steps; ++step) {
-      const u32 barrier = full + 8 * stage, to = base + stage * stage_bytes;
+      const RingPlace at = ring.next(stages);
+      const u32 barrier = full + 8 * at.stage, to = base + at.stage * stage_bytes;
       const int k = (int)(step * TILE_K);
-      mbarrier::wait(empty + 8 * stage, parity ^ 1);
+      mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
       mbarrier::expect_bytes(barrier, X_BYTES + 2 * half);
       const int column = LINEAR ? k : (int)n0, row = LINEAR ? (int)n0 : k;
       tma::load_2d(to + X_BYTES, &gate, barrier, column, row);
       tma::load_2d(to + X_BYTES + half, &up, barrier, column, row);
       tma::load_2d(to, &x, barrier, k, 0);
-      if (++stage == stages) stage = 0, parity ^= 1;
     }
     return;
   }
   Accumulators acc = {};
   const u32 mine = warp * 16;
   for (u32 step = 0; step < steps; ++step) {
-    const u32 tile_x = base + stage * stage_bytes, tile = tile_x + X_BYTES;
-    mbarrier::wait(full + 8 * stage, parity);
+    const RingPlace at = ring.next(stages);
+    const u32 tile_x = base + at.stage * stage_bytes, tile = tile_x + X_BYTES;
+    mbarrier::wait(full + 8 * at.stage, at.parity);
     if (mine < width) {
 #pragma unroll
       for (u32 k = 0; k < TILE_K; k += 16) {
@@ -79,8 +81,7 @@ swiglu_decode_sm90(const __grid_constant__ TensorMap x, const __grid_constant__ 
       }
     }
     __syncwarp();
-    if (lane == 0) mbarrier::arrive(empty + 8 * stage);
-    if (++stage == stages) stage = 0, parity ^= 1;
+    if (lane == 0) mbarrier::arrive(empty + 8 * at.stage);
   }
   if (mine < width) finish(acc, params.out, n0 + mine, min_of(n0 + width, params.out.outputs), lane);
 }

@@ -9,6 +9,8 @@
 #include "gate.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/matrix.cuh"
+#include "ptx/shared.cuh"
+#include "sm90/ring.cuh"
 #include "sm90/scheduler.cuh"
 #include "sm90/store.cuh"
 #include "wgmma_wide.cuh"
@@ -44,17 +46,6 @@ constexpr u32 LEAD = 1;  // bands that the pass may be ahead of its own block's 
 constexpr u32 SHARED_LIMIT = 232448, FIXED_BYTES = CONSUMERS * STAGING_BYTES + FETCHED_BYTES + 8;
 constexpr u32 STAGES = (SHARED_LIMIT - FIXED_BYTES) / (A_BYTES + B_BYTES + 16);
 
-DEV u32 load_shared(u32 at) {
-  u32 v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
-  return v;
-}
-DEV void store_shared(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
-DEV uint4 load_shared_vector(u32 at) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
-  return v;
-}
 // Four counters at once, which other blocks add to.
 DEV void load_acquire(u32 (&x)[4], const u32* p) {
   asm volatile("ld.acquire.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "l"(p) : "memory");
@@ -62,13 +53,6 @@ DEV void load_acquire(u32 (&x)[4], const u32* p) {
 DEV void add_release(u32* p, u32 x) { asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory"); }
 // Orders ordinary accesses to global memory before the copy engine's.
 DEV void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
-
-struct Ring {
-  u32 stage = 0, parity = 0;
-  DEV void next() {
-    if (++stage == STAGES) stage = 0, parity ^= 1;
-  }
-};
 
 struct Maps {
   const TensorMap &d_gate, &d_up, &w_gate, &w_up, &dx;
@@ -239,7 +223,7 @@ struct InputGradient {
   }
 
   DEV void produce() const {
-    Ring at;
+    RingPlace at;
     const TileOrder order = tiles();
     const u32 k_blocks = ceil_div(p.outputs, TILE_K);
     for (u32 t = blockIdx.x / CLUSTER; t < order.count(); t += gridDim.x / CLUSTER) {
@@ -257,7 +241,7 @@ struct InputGradient {
           mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
           tma::load_2d(a + at.stage * A_BYTES, half ? &maps.d_up : &maps.d_gate, barrier, (int)(k * TILE_K), (int)m0);
           load_b(b + at.stage * B_BYTES, half ? &maps.w_up : &maps.w_gate, barrier, (int)n0, (int)(k * TILE_K));
-          at.next();
+          at.next(STAGES);
         }
       }
     }
@@ -265,7 +249,7 @@ struct InputGradient {
     // Every consumer's last arrival must land before this CTA may exit.
     for (u32 i = 0; i < STAGES; ++i) {
       mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
-      at.next();
+      at.next(STAGES);
     }
   }
   // Returns once chunk `from` of a tile row is done; gives the first that may not be.
@@ -296,7 +280,7 @@ struct InputGradient {
     const TileOrder order = tiles();
     const u32 k_blocks = 2 * ceil_div(p.outputs, TILE_K);
     const WarpStaging stage(staging + consumer * STAGING_BYTES, warp);
-    Ring at;
+    RingPlace at;
     float acc[TILE_N / 2];
 #pragma unroll 1
     for (u32 t = blockIdx.x / CLUSTER; t < order.count(); t += gridDim.x / CLUSTER) {
@@ -315,7 +299,7 @@ struct InputGradient {
         wgmma::wait<1>();  // the stage before this one has been read
         if (k != 0) release(previous, thread);
         previous = at.stage;
-        at.next();
+        at.next(STAGES);
       }
       wgmma::wait<0>();
       release(previous, thread);

@@ -19,6 +19,7 @@
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
+#include "sm90/ring.cuh"
 #include "sm90/scheduler.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -57,19 +58,6 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
     empty = full + 8 * STAGES;
     turn = empty + 8 * STAGES;
   }
-
-  // The ring position: stage and the parity its `full` barrier completes with.
-  struct Cursor {
-    u32 stage = 0, parity = 0;
-    DEV void next() {
-      if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-    DEV void skip(u32 count) {
-      const u32 to = stage + count;
-      parity ^= (to / STAGES) & 1;
-      stage = to % STAGES;
-    }
-  };
 
   // Where a tile's B comes from: `load` brings one stage of 128 rows (or columns) from n on; OUTPUT_N is how far n moves from tile to tile. All
   // CTAs of a cluster share B: each loads its part and multicasts it.
@@ -181,7 +169,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
  private:
   template <class SourceB>
   DEV void produce(const TensorMap& map_a, const SourceB& source_b, const GemmShape& shape, const TileOrder& order, u32 k_blocks, u32 rank) {
-    Cursor at;
+    RingPlace at;
     for (u32 t = blockIdx.x / CLUSTER; t < order.count(); t += gridDim.x / CLUSTER) {
       const TileOrder::Tile tile = order.at(t);
       const int m0 = shape.a_mn + (int)((tile.row * CLUSTER + rank) * TILE_M), n0 = shape.b_mn + (int)(tile.col * SourceB::OUTPUT_N);
@@ -191,14 +179,14 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
         mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
         load_a(to_a, map_a, barrier, m0, shape.a_k + (int)(k * TILE_K));
         source_b.load(to_b, barrier, n0, shape.b_k + (int)(k * TILE_K), rank);
-        at.next();
+        at.next(STAGES);
       }
     }
     // Every consumer's last arrival must land before this CTA may exit.
     if constexpr (CLUSTER > 1)
       for (u32 i = 0; i < STAGES; ++i) {
         mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
-        at.next();
+        at.next(STAGES);
       }
   }
 
@@ -209,9 +197,9 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
 
   template <u32 OUTPUT_N, class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
     const u32 thread = threadIdx.x % WARPGROUP, grid = gridDim.x / CLUSTER;
-    Cursor at;
+    RingPlace at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
-    if (PING_PONG && consumer == 1) at.skip(k_blocks), t += grid;
+    if (PING_PONG && consumer == 1) at.skip(k_blocks, STAGES), t += grid;
     float acc[128];
 #pragma unroll 1
     for (; t < order.count(); t += TURNS * grid, ++turns) {
@@ -231,12 +219,12 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
         wgmma::wait<1>();  // the stage before this one has been read
         if (k != 0) release(previous, thread);
         previous = at.stage;
-        at.next();
+        at.next(STAGES);
       }
       wgmma::wait<0>();
       release(previous, thread);
       wgmma::tie(acc);
-      if (PING_PONG) at.skip(k_blocks);  // the other consumer's tile
+      if (PING_PONG) at.skip(k_blocks, STAGES);  // the other consumer's tile
       const u32 m0 = (tile.row * CLUSTER + rank) * TILE_M + (PING_PONG ? 0 : consumer * 128);
       epilogue.tile(acc, m0, tile.col * OUTPUT_N, staging + consumer * STAGING_BYTES);
     }

@@ -47,16 +47,6 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
     scratch = empty + 8 * STAGES;
   }
 
-  // The ring position: stage and the parity its `full` barrier completes with.
-  struct Cursor {
-    u32 stage = 0, parity = 0;
-    DEV Cursor next() {
-      const Cursor now = *this;
-      if (++stage == STAGES) stage = 0, parity ^= 1;
-      return now;
-    }
-  };
-
   template <class Epilogue>
   DEV void run(const TensorMap& map_a, const TensorMap& map_b, const GemmShape& shape, const SplitPlanes& planes, Epilogue& epilogue) {
     const u32 warpgroup = threadIdx.x / WARPGROUP;
@@ -97,13 +87,13 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
 
   DEV void produce(const TensorMap& map_a, const TensorMap& map_b, const GemmShape& shape, const SplitPlanes& planes, const TileOrder& order,
                    u32 stretches) {
-    Cursor ring;
+    RingPlace ring;
     for (u32 t = blockIdx.x; t < order.count(); t += gridDim.x) {
       const TileOrder::Tile tile = order.at(t);
       const int m0 = shape.a_mn + (int)(tile.row * TILE_M), n0 = shape.b_mn + (int)(tile.col * TILE_N);
       for (u32 part = 0; part < 2 * stretches; ++part) {
         const int k = (int)(part / 2 * STRETCH);
-        const Cursor at = ring.next();
+        const RingPlace at = ring.next(STAGES);
         const u32 barrier = full + 8 * at.stage;
         mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
         mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
@@ -131,7 +121,7 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
 
   template <class Epilogue> DEV void consume(const TileOrder& order, u32 stretches, u32 consumer, Epilogue& epilogue) {
     const u32 thread = threadIdx.x % WARPGROUP;
-    Cursor ring;
+    RingPlace ring;
     bool first = true;
 #pragma unroll 1
     for (u32 t = blockIdx.x; t < order.count(); t += gridDim.x) {
@@ -144,7 +134,7 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
       float factor = epilogue.factor(0);
 #pragma unroll 1
       for (u32 s = 0; s < stretches; ++s) {
-        const Cursor low_high = ring.next(), high_low = ring.next();
+        const RingPlace low_high = ring.next(STAGES), high_low = ring.next(STAGES);
         mbarrier::wait(full + 8 * low_high.stage, low_high.parity);
         mbarrier::wait(full + 8 * high_low.stage, high_low.parity);
         const u32 a_low = a + low_high.stage * A_BYTES + consumer * BOX_BYTES, a_high = a + high_low.stage * A_BYTES + consumer * BOX_BYTES;

@@ -2,6 +2,7 @@
 #pragma once
 #include "base.cuh"
 #include "ptx/matrix.cuh"
+#include "ptx/shared.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -34,9 +35,7 @@ struct WarpStaging {
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
       const u32 row = i * 4 + lane / 8, chunk = lane % 8;
-      uint4 v;
-      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from + row * 128 + ((chunk ^ (row & 7)) << 4)) : "memory");
-      *reinterpret_cast<uint4*>(to + row * row_stride + chunk * 8) = v;
+      *reinterpret_cast<uint4*>(to + row * row_stride + chunk * 8) = load_shared_vector(from + row * 128 + ((chunk ^ (row & 7)) << 4));
     }
     __syncwarp();
   }
