@@ -301,6 +301,7 @@ DEV void sum_owned(const GradientParams& params) {
       store_zeros(shared, params, first, width);
       sum_lists(shared, params, first, width);
       first += width;
+      if (shared.begin[OWNED] <= CAPACITY / 4) width *= 2;  // it was a crowded token that had made it small
     } else {
       add_crowded(shared, params, first, step == 0, next >= steps);
       if (threadIdx.x == 0) shared.crowded_step = next < steps ? next : NOT_CROWDED;

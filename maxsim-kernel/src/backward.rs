@@ -4,10 +4,10 @@ use kernel_core::Gpu;
 
 use crate::error::Result;
 use crate::kernels::{
-    BackwardDocs, BackwardQueries, Choosers, FinishGradients, FinishParams, GradientParams, ItemsArg, MeetingsArg,
-    TextsArg, places_log2,
+    BackwardDocs, BackwardQueries, Choosers, FinishGradients, FinishParams, GradientParams, ItemsArg, MOST_PLACES,
+    MeetingsArg, TextsArg, places_log2,
 };
-use crate::problem::{BackwardRoute, Pairing, Problem};
+use crate::problem::{BackwardRoute, Pairing, Problem, shape};
 use crate::rows::RowAccess;
 use crate::workspace::{docs_of_query, splits};
 
@@ -46,7 +46,13 @@ pub(crate) struct Backward {
 
 impl Backward {
     pub(crate) fn new(gpu: &Gpu, route: BackwardRoute, problem: &Problem) -> Self {
-        Self { route, gpu: gpu.clone(), splits: splits(problem), choosers: choosers(problem), kernels: Vec::new() }
+        Self {
+            route,
+            gpu: gpu.clone(),
+            splits: splits(problem),
+            choosers: Choosers::of_places(places(problem)),
+            kernels: Vec::new(),
+        }
     }
 
     pub(crate) fn route(&self) -> BackwardRoute {
@@ -76,6 +82,12 @@ impl Backward {
     /// The addresses in `call` must be live memory of the sizes that its problem says.
     pub(crate) unsafe fn run(&mut self, call: &Call<'_>) -> Result<()> {
         let Call { problem, gpu, .. } = *call;
+        let places = places(problem);
+        if places > MOST_PLACES {
+            let expected =
+                format!("at most {MOST_PLACES} in queries as long as the longest, rounded up to a power of two");
+            return Err(shape("query tokens beside one document", places, expected));
+        }
         let access = RowAccess::choose(problem.dtype, problem.dim, call.aligned);
         let split = self.splits;
         let (stream, info) = (gpu.stream(), gpu.info());
@@ -140,13 +152,13 @@ impl Backward {
     }
 }
 
-/// How many query tokens may choose in one document.
-fn choosers(problem: &Problem) -> Choosers {
-    let places = 1 << places_log2(problem.queries.longest());
+/// Places, as [`places_log2`] counts them, of the query tokens that may choose in one document.
+fn places(problem: &Problem) -> usize {
+    let of_query = 1usize << places_log2(problem.queries.longest());
     match &problem.pairing {
-        Pairing::Cross => Choosers::of_places(problem.queries.count().saturating_mul(places)),
-        Pairing::Candidates { .. } | Pairing::Pairs => Choosers::of_places(places),
+        Pairing::Cross => problem.queries.count().saturating_mul(of_query),
+        Pairing::Candidates { .. } | Pairing::Pairs => of_query,
         // A document may stand in the list any number of times.
-        Pairing::List(_) => Choosers::Many,
+        Pairing::List(list) => list.len().saturating_mul(of_query),
     }
 }

@@ -19,6 +19,9 @@ pub(crate) enum Choosers {
     Many,
 }
 
+/// Places that the kernel can walk through for one document: it counts steps of 128 in 32 bits, two ahead.
+pub(crate) const MOST_PLACES: usize = (u32::MAX as usize - 2) * 128;
+
 impl Choosers {
     pub(crate) const ALL: [Self; 2] = [Self::Few, Self::Many];
 

@@ -11,7 +11,7 @@ mod prepare;
 mod settle;
 mod top_k;
 
-pub(crate) use backward_docs::{BackwardDocs, Choosers, places_log2};
+pub(crate) use backward_docs::{BackwardDocs, Choosers, MOST_PLACES, places_log2};
 pub(crate) use backward_queries::BackwardQueries;
 pub(crate) use finish_gradients::{FinishGradients, FinishParams};
 pub(crate) use forward_mma::ForwardMma;
