@@ -1,18 +1,20 @@
 // dx = dg W_gate^T + du W_up^T on Hopper, and in the same launch the pass that makes dg and du of dz and the pre-activations: three warps of each
 // block, which a product alone would leave idle, walk the matrices ahead of it, and its loads wait for what they need. The gradients may overwrite
 // the pre-activations: every element is read and written once, by one thread.
-//   ELEMENT: BF16 or F16    ACTIVATION: SILU, GELU_TANH, RELU or SIGMOID    WEIGHTS: MN ([K, N] each) or K ([N, K] each)    COLUMNS: of a tile, 192 or 256
+//   ELEMENT: BF16 or F16    ACTIVATION: SILU, GELU_TANH, RELU or SIGMOID    WEIGHTS: MN ([K, N] each) or K ([N, K] each)
+//   ROWS, COLUMNS: of a tile, 128 and 256, or 192 and 192
 //
-// The product: tiles of 128 x COLUMNS in clusters of two tile rows that share the weights, two consumer warpgroups of 64 rows each, gate and up by turns
+// The product: tiles of ROWS x COLUMNS in clusters of two tile rows that share the weights, a consumer warpgroup for every 64 rows, gate and up by turns
 // along N. The pass: pieces of PIECE_ROWS x CHUNK, which warps take by ticket in the order in which the product comes to need them. So whoever runs
 // makes what is needed first, and no block ever waits for one that may not have begun. What a piece holds does not depend on who makes it.
 #include "gate.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/matrix.cuh"
 #include "ptx/shared.cuh"
+#include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
 #include "sm90/ring.cuh"
 #include "sm90/scheduler.cuh"
-#include "sm90/store.cuh"
 #include "wgmma_wide.cuh"
 
 struct InputGradientParams {
@@ -22,7 +24,7 @@ struct InputGradientParams {
   u64 dz_stride;
   u16 *d_gate, *d_up;  // may be `gate` and `up`
   u64 d_stride;
-  u32* progress;  // tickets given, blocks finished, two unused, then for every 128 rows x CHUNK columns the pieces done; zeros before and after
+  u32* progress;  // tickets given, blocks finished, two unused, then for every ROWS x CHUNK columns the pieces done; zeros before and after
   u32 rows, outputs, inputs;
   u32 band;  // clusters of tile rows
 };
@@ -31,20 +33,24 @@ struct InputGradientParams {
 typedef ELEMENT E;
 enum class Weights { K, MN };
 constexpr bool B_MN = Weights::WEIGHTS == Weights::K;  // the product sums over N
-constexpr u32 CLUSTER = 2, TILE_M = 128, TILE_N = COLUMNS, TILE_K = 64, CONSUMERS = 2, THREADS = (1 + CONSUMERS) * WARPGROUP;
-constexpr u32 BOX_BYTES = 64 * 128, A_BYTES = TILE_M * 128, B_BYTES = TILE_N * 128, STAGING_BYTES = 8192;
+constexpr u32 CLUSTER = 2, TILE_M = ROWS, TILE_N = COLUMNS, TILE_K = 64, CONSUMERS = TILE_M / 64, THREADS = (1 + CONSUMERS) * WARPGROUP;
+constexpr u32 BOX_BYTES = 64 * 128, A_BYTES = TILE_M * 128, B_BYTES = TILE_N * 128;
 constexpr u16 EVERYONE = (1 << CLUSTER) - 1;
 
-// A step of the pass is STEP_ROWS of a piece, of which a lane has three vectors of 8 elements UNROLL times over, fetched DEPTH steps ahead. Narrow tiles
-// leave room for more of them.
+// A step of the pass is STEP_ROWS of a piece, of which a lane has three vectors of 8 elements UNROLL times over, fetched DEPTH steps ahead.
 constexpr u32 CHUNK = 128, PIECE_ROWS = 32, PIECES = TILE_M / PIECE_ROWS, TICKETS = 0, FINISHED = 1, COUNTERS = 4;
-constexpr u32 UNROLL = 2, DEPTH = TILE_N == 256 ? 2 : 4, STEP_ROWS = 2 * UNROLL, STEPS = PIECE_ROWS / STEP_ROWS;
+constexpr u32 UNROLL = 2, DEPTH = 2, STEP_ROWS = 2 * UNROLL, STEPS = PIECE_ROWS / STEP_ROWS;
 constexpr u32 VECTOR_BYTES = WARP * 16, STEP_BYTES = 3 * UNROLL * VECTOR_BYTES, PASS_WARPS = WARPGROUP / WARP - 1, FETCHED_BYTES = PASS_WARPS * DEPTH * STEP_BYTES;
 static_assert(STEPS % DEPTH == 0, "a piece begins at the first slot");
 constexpr u32 LEAD = 1;  // bands that the pass may be ahead of its own block's product: what it makes is to be read from the L2
 
-constexpr u32 SHARED_LIMIT = 232448, FIXED_BYTES = CONSUMERS * STAGING_BYTES + FETCHED_BYTES + 8;
+// A warp stores 8 rows x 64 columns of dx at a time, from one of its BUFFERS.
+constexpr u32 BUFFER_BYTES = 8 * 128, BUFFERS = CONSUMERS == 2 ? 2 : 1, WARP_STAGING_BYTES = BUFFERS * BUFFER_BYTES;
+constexpr u32 STAGING_BYTES = CONSUMERS * WARPGROUP / WARP * WARP_STAGING_BYTES;
+
+constexpr u32 SHARED_LIMIT = 232448, FIXED_BYTES = STAGING_BYTES + FETCHED_BYTES + 8;
 constexpr u32 STAGES = (SHARED_LIMIT - FIXED_BYTES) / (A_BYTES + B_BYTES + 16);
+static_assert(STAGES == 4, "stages of 48 KB");
 
 // Four counters at once, which other blocks add to.
 DEV void load_acquire(u32 (&x)[4], const u32* p) {
@@ -68,7 +74,7 @@ struct InputGradient {
     a = shared_address(shared);  // declared at a multiple of 1024, as the 128-byte swizzle repeats
     b = a + STAGES * A_BYTES;
     staging = b + STAGES * B_BYTES;
-    fetched = staging + CONSUMERS * STAGING_BYTES;
+    fetched = staging + STAGING_BYTES;
     full = fetched + FETCHED_BYTES;
     empty = full + 8 * STAGES;
     pace = empty + 8 * STAGES;
@@ -239,7 +245,9 @@ struct InputGradient {
           const u32 barrier = full + 8 * at.stage;
           mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
           mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
-          tma::load_2d(a + at.stage * A_BYTES, half ? &maps.d_up : &maps.d_gate, barrier, (int)(k * TILE_K), (int)m0);
+#pragma unroll
+          for (u32 i = 0; i < CONSUMERS; ++i)
+            tma::load_2d(a + at.stage * A_BYTES + i * BOX_BYTES, half ? &maps.d_up : &maps.d_gate, barrier, (int)(k * TILE_K), (int)(m0 + i * 64));
           load_b(b + at.stage * B_BYTES, half ? &maps.w_up : &maps.w_gate, barrier, (int)n0, (int)(k * TILE_K));
           at.next(STAGES);
         }
@@ -279,7 +287,7 @@ struct InputGradient {
     const u32 thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
     const TileOrder order = tiles();
     const u32 k_blocks = 2 * ceil_div(p.outputs, TILE_K);
-    const WarpStaging stage(staging + consumer * STAGING_BYTES, warp);
+    const u32 buffers = staging + (consumer * (WARPGROUP / WARP) + warp) * WARP_STAGING_BYTES;
     RingPlace at;
     float acc[TILE_N / 2];
 #pragma unroll 1
@@ -306,20 +314,29 @@ struct InputGradient {
       wgmma::tie(acc);
       const int row = (int)(row_of(tile.row) + rank * TILE_M + consumer * 64 + warp * 16);
 #pragma unroll
-      for (u32 i = 0; i < TILE_N / 64; ++i) {
-        u32 packed[16];
+      for (u32 i = 0; i < TILE_N / 64; ++i)
 #pragma unroll
-        for (u32 j = 0; j < 16; ++j) packed[j] = E::pack(acc[32 * i + 2 * j], acc[32 * i + 2 * j + 1]);
-        stage.acquire<0>(lane);
-        stage.write_16bit(stage.buffer(0), packed, lane);
-        stage.publish();
-        if (lane == 0) {
-          tma::store_2d(&maps.dx, stage.buffer(0), (int)(tile.col * TILE_N + i * 64), row);
-          tma::commit();
-        }
-      }
+        for (u32 upper = 0; upper < 2; ++upper) store(acc + 32 * i + 2 * upper, buffers + upper % BUFFERS * BUFFER_BYTES, (int)(tile.col * TILE_N + i * 64), row + (int)upper * 8, lane);
     }
     if (lane == 0) tma::wait_all();
+  }
+  // 8 rows x 64 columns: two of every four sums.
+  DEV void store(const float* sums, u32 buffer, int column, int row, u32 lane) const {
+    if (lane == 0) tma::wait_read<BUFFERS - 1>();  // what was stored from the buffer has left it
+    __syncwarp();
+#pragma unroll
+    for (u32 j = 0; j < 8; j += 4) {
+      u32 packed[4];
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) packed[e] = E::pack(sums[4 * (j + e)], sums[4 * (j + e) + 1]);
+      const u32 at = buffer + lane % 8 * 128 + ((j + lane / 8) ^ lane % 8) * 16;
+      store_matrix_x4(at, packed[0], packed[1], packed[2], packed[3]);
+    }
+    fence_async_shared();
+    __syncwarp();
+    if (lane != 0) return;
+    tma::store_2d(&maps.dx, buffer, column, row);
+    tma::commit();
   }
   // To both CTAs: each wrote half of the other's B.
   DEV void release(u32 stage, u32 thread) const {

@@ -4,7 +4,7 @@ use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
 use crate::kernels::decode::TOKENS;
-use crate::kernels::input_gradient_sm90::TILE_COLUMNS;
+use crate::kernels::input_gradient_sm90::TILES;
 use crate::problem::{Gate, Layout, Order, Problem};
 
 const HEADERS: &[(&str, &str)] = &[
@@ -65,8 +65,8 @@ pub(crate) fn forward_sm90(problem: &Problem, save: bool, cluster: u32) -> Varia
     }
 }
 
-/// `columns`: of a tile of dx, one of [`TILE_COLUMNS`].
-pub(crate) fn input_gradient_sm90(problem: &Problem, columns: usize) -> Variant {
+/// `rows` and `columns` of a tile of dx: one of [`TILES`].
+pub(crate) fn input_gradient_sm90(problem: &Problem, [rows, columns]: [usize; 2]) -> Variant {
     Variant {
         program: &INPUT_GRADIENT_SM90,
         entry: "swiglu_input_gradient_sm90",
@@ -74,6 +74,7 @@ pub(crate) fn input_gradient_sm90(problem: &Problem, columns: usize) -> Variant 
             ("ELEMENT", element(problem.dtype)),
             ("ACTIVATION", activation(problem.gate)),
             ("WEIGHTS", weights(problem.layout.is_linear())),
+            ("ROWS", rows.to_string()),
             ("COLUMNS", columns.to_string()),
         ],
         hot: true,
@@ -171,7 +172,7 @@ pub fn variants() -> Vec<Variant> {
         for layout in [Layout::Packed(Order::GateFirst), Layout::Linear(Order::GateFirst)] {
             for gate in Gate::ALL {
                 let problem = Problem::new(1, 1, 1, dtype).with_layout(layout).with_gate(gate);
-                all.extend(TILE_COLUMNS.map(|columns| input_gradient_sm90(&problem, columns)));
+                all.extend(TILES.map(|tile| input_gradient_sm90(&problem, tile)));
                 for (save, bias) in [(false, false), (false, true), (true, false), (true, true)] {
                     let problem = problem.with_bias(bias);
                     all.push(forward_sm90(&problem, save, CLUSTER));

@@ -1,8 +1,8 @@
 //! `cuda/input_gradient_sm90.cu`: dx on Hopper, and with it the pass that makes the gradients of the pre-activations.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::sm90::{TILE, launch_config};
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, TensorMap};
+use kernel_core::sm90::{MatrixAt, TILE, launch_config};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, Swizzle, TensorMap, TiledMap};
 
 use super::gate::DerivativeParams;
 use super::load;
@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::problem::Problem;
 use crate::programs::{self, CLUSTER};
 
-/// Columns of dx that a tile may hold.
-pub(crate) const TILE_COLUMNS: [usize; 2] = [256, 192];
+/// Rows and columns of dx that a tile may hold: 64 rows for each of two or three consumers.
+pub(crate) const TILES: [[usize; 2]; 2] = [[128, 256], [192, 192]];
 /// Pairs of tile rows that a band spans at least.
 const BAND: usize = 8;
 /// `CHUNK` of the kernel, and the counters before those of chunks.
@@ -54,31 +54,48 @@ impl InputGradientCall {
     }
 }
 
+/// The map that dx is stored through: boxes of 64 elements and 8 rows.
+fn eight_rows(to: &MatrixAt) -> Result<TensorMap> {
+    Ok(TensorMap::tiled(&TiledMap {
+        dtype: to.dtype,
+        address: to.address,
+        dims: &[to.cols as u64, to.rows as u64],
+        strides: &[(to.row_stride * to.dtype.size_bytes()) as u64],
+        tile: &[64, 8],
+        swizzle: Swizzle::B128,
+        l2_promotion: true,
+    })?)
+}
+
 /// Bytes of the kernel's counters, which must be zero before its first launch.
 pub(crate) fn progress_bytes(problem: &Problem) -> usize {
     let chunks = problem.outputs.div_ceil(CHUNK).next_multiple_of(4);
     (COUNTERS + problem.rows.div_ceil(TILE) * chunks) * size_of::<u32>()
 }
 
-/// Columns of a tile, where the tiles fill the device: the ones whose waves are the shortest. None where an eighth of the work or more would be for
-/// nothing; cuBLASLt divides such a product better than the pass costs.
-fn tile_columns(problem: &Problem, sm_count: u32) -> Option<usize> {
+/// Clusters of tiles that cover dx.
+fn clusters_of(problem: &Problem, [rows, columns]: [usize; 2]) -> usize {
+    problem.rows.div_ceil(CLUSTER as usize * rows) * problem.inputs.div_ceil(columns)
+}
+
+/// The tile, where tiles fill the device: the one whose waves are the shortest. None where an eighth of the work or more would be for nothing; cuBLASLt
+/// divides such a product better than the pass costs.
+fn choose_tile(problem: &Problem, sm_count: u32) -> Option<[usize; 2]> {
     let Problem { rows, inputs, outputs, dtype, .. } = *problem;
     if dtype == DType::F32 || !inputs.is_multiple_of(8) || !outputs.is_multiple_of(8) {
         return None;
     }
     let clusters = (sm_count / CLUSTER) as usize;
-    let cost = |columns: usize| {
-        let tiles = rows.div_ceil(CLUSTER as usize * TILE) * inputs.div_ceil(columns);
-        tiles.div_ceil(clusters) * clusters * CLUSTER as usize * TILE * columns
+    let cost = |tile: [usize; 2]| {
+        clusters_of(problem, tile).div_ceil(clusters) * clusters * CLUSTER as usize * tile[0] * tile[1]
     };
-    let columns = TILE_COLUMNS.into_iter().min_by_key(|&columns| cost(columns))?;
-    (cost(columns) / 9 * 8 <= rows * inputs).then_some(columns)
+    let tile = TILES.into_iter().min_by_key(|&tile| cost(tile))?;
+    (cost(tile) / 9 * 8 <= rows * inputs).then_some(tile)
 }
 
 pub(crate) struct InputGradientSm90 {
     kernel: Kernel,
-    columns: usize,
+    tile: [usize; 2],
     problem: Problem,
     progress: u64,
     maps: LastMaps<InputGradientCall, [TensorMap; 5]>,
@@ -87,31 +104,33 @@ pub(crate) struct InputGradientSm90 {
 impl InputGradientSm90 {
     /// None where the product is better left to cuBLASLt. `progress`: the address of [`progress_bytes`] zeros.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, progress: u64) -> Result<Option<Self>> {
-        let Some(columns) = tile_columns(problem, gpu.info().sm_count) else { return Ok(None) };
-        let kernel = load(gpu, &programs::input_gradient_sm90(problem, columns))?;
-        Ok(Some(Self { kernel, columns, problem: *problem, progress, maps: LastMaps::new() }))
+        let Some(tile) = choose_tile(problem, gpu.info().sm_count) else { return Ok(None) };
+        let kernel = load(gpu, &programs::input_gradient_sm90(problem, tile))?;
+        Ok(Some(Self { kernel, tile, problem: *problem, progress, maps: LastMaps::new() }))
     }
 
-    /// d_gate, d_up, gate weights, up weights, dx.
+    /// d_gate, d_up, gate weights, up weights, dx. The gradients in boxes of 64 × 64, as the weights.
     fn encode(problem: &Problem, call: &InputGradientCall) -> Result<[TensorMap; 5]> {
         let Problem { rows, inputs, outputs, dtype, .. } = *problem;
         let ([d_gate, d_up], [gate, up]) = (call.gradients, call.weights);
         Ok([
-            d_gate.matrix(dtype, rows, outputs).k_major(1)?,
-            d_up.matrix(dtype, rows, outputs).k_major(1)?,
+            d_gate.matrix(dtype, rows, outputs).mn_major()?,
+            d_up.matrix(dtype, rows, outputs).mn_major()?,
             weights(problem, gate).mn_major()?,
             weights(problem, up).mn_major()?,
-            call.dx.matrix(dtype, rows, inputs).warp_store()?,
+            eight_rows(&call.dx.matrix(dtype, rows, inputs))?,
         ])
     }
 
-    fn grid(&self, info: &DeviceInfo) -> (usize, u32) {
-        let Problem { rows, inputs, .. } = self.problem;
-        let columns = inputs.div_ceil(self.columns);
-        let clusters = (info.sm_count / CLUSTER) as usize;
+    /// The launch, and clusters of tile rows in a band.
+    fn grid(&self, info: &DeviceInfo) -> (LaunchConfig, u32) {
+        let [rows, columns] = self.tile;
+        let blocks = CLUSTER as usize * clusters_of(&self.problem, self.tile);
+        // A consumer of 128 threads for every 64 rows, and as many threads beside them.
+        let config = LaunchConfig { block: [(2 * rows + 128) as u32, 1, 1], ..launch_config(info, blocks, CLUSTER) };
         // As many rows as are under way at a time.
-        let band = clusters.div_ceil(columns).max(BAND);
-        (rows.div_ceil(CLUSTER as usize * TILE) * CLUSTER as usize * columns, band as u32)
+        let band = ((info.sm_count / CLUSTER) as usize).div_ceil(self.problem.inputs.div_ceil(columns)).max(BAND);
+        (config, band as u32)
     }
 
     /// # Safety
@@ -119,7 +138,7 @@ impl InputGradientSm90 {
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &InputGradientCall) -> Result<()> {
         let [map_d_gate, map_d_up, w_gate, w_up, dx] = self.maps.of(*call, || Self::encode(&self.problem, call))?;
         let Problem { rows, inputs, outputs, .. } = self.problem;
-        let (tiles, band) = self.grid(gpu.info());
+        let (config, band) = self.grid(gpu.info());
         let params = InputGradientParams {
             derivative: DerivativeParams::new(call.preactivations, call.dz, call.gradients),
             progress: self.progress,
@@ -128,7 +147,6 @@ impl InputGradientSm90 {
             inputs: inputs as u32,
             band,
         };
-        let config = launch_config(gpu.info(), tiles, CLUSTER);
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(stream, &config, &[&map_d_gate, &map_d_up, &w_gate, &w_up, &dx, &params]) }?)
     }
@@ -141,13 +159,13 @@ mod tests {
 
     #[test]
     fn tiles_fill_the_device_or_are_left_to_the_library() {
-        let columns = |m, k, n, dtype| tile_columns(&Problem::new(m, k, n, dtype), 132);
-        assert_eq!(columns(8192, 4096, 14_336, DType::Bf16), Some(256));
-        assert_eq!(columns(4096, 1024, 4096, DType::F16), Some(256));
-        assert_eq!(columns(16_384, 1152, 4304, DType::Bf16), Some(192));
-        assert_eq!(columns(512, 4096, 14_336, DType::Bf16), None);
-        assert_eq!(columns(4096, 1028, 4096, DType::Bf16), None);
-        assert_eq!(columns(4096, 1024, 4096, DType::F32), None);
+        let tile = |m, k, n, dtype| choose_tile(&Problem::new(m, k, n, dtype), 132);
+        assert_eq!(tile(8192, 4096, 14_336, DType::Bf16), Some([128, 256]));
+        assert_eq!(tile(4096, 1024, 4096, DType::F16), Some([128, 256]));
+        assert_eq!(tile(16_384, 1152, 4304, DType::Bf16), Some([192, 192]));
+        assert_eq!(tile(512, 4096, 14_336, DType::Bf16), None);
+        assert_eq!(tile(4096, 1028, 4096, DType::Bf16), None);
+        assert_eq!(tile(4096, 1024, 4096, DType::F32), None);
     }
 
     #[test]
