@@ -24,6 +24,8 @@ struct InputGradientParams {
   u64 dz_stride;
   u16 *d_gate, *d_up;  // may be `gate` and `up`
   u64 d_stride;
+  u16* dx;
+  u64 dx_stride;
   u32* progress;  // tickets given, blocks finished, two unused, then for every ROWS x CHUNK columns the pieces done; zeros before and after
   u32 rows, outputs, inputs;
   u32 band;  // clusters of tile rows
@@ -44,9 +46,8 @@ constexpr u32 VECTOR_BYTES = WARP * 16, STEP_BYTES = 3 * UNROLL * VECTOR_BYTES, 
 static_assert(STEPS % DEPTH == 0, "a piece begins at the first slot");
 constexpr u32 LEAD = 1;  // bands that the pass may be ahead of its own block's product: what it makes is to be read from the L2
 
-// A warp stores 8 rows x 64 columns of dx at a time, from one of its BUFFERS.
-constexpr u32 BUFFER_BYTES = 8 * 128, BUFFERS = CONSUMERS == 2 ? 2 : 1, WARP_STAGING_BYTES = BUFFERS * BUFFER_BYTES;
-constexpr u32 STAGING_BYTES = CONSUMERS * WARPGROUP / WARP * WARP_STAGING_BYTES;
+// A warp stores 8 rows x 64 columns of dx at a time, which it gathers in memory of its own.
+constexpr u32 BUFFER_BYTES = 8 * 128, STAGING_BYTES = CONSUMERS * WARPGROUP / WARP * BUFFER_BYTES;
 
 constexpr u32 SHARED_LIMIT = 232448, FIXED_BYTES = STAGING_BYTES + FETCHED_BYTES + 8;
 constexpr u32 STAGES = (SHARED_LIMIT - FIXED_BYTES) / (A_BYTES + B_BYTES + 16);
@@ -61,7 +62,7 @@ DEV void add_release(u32* p, u32 x) { asm volatile("red.release.gpu.global.add.u
 DEV void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 struct Maps {
-  const TensorMap &d_gate, &d_up, &w_gate, &w_up, &dx;
+  const TensorMap &d_gate, &d_up, &w_gate, &w_up;
 };
 
 struct InputGradient {
@@ -94,7 +95,6 @@ struct InputGradient {
       tma::prefetch_map(&maps.d_up);
       tma::prefetch_map(&maps.w_gate);
       tma::prefetch_map(&maps.w_up);
-      tma::prefetch_map(&maps.dx);
       for (u32 i = 0; i < STAGES; ++i) {
         mbarrier::init(full + 8 * i, 1);
         mbarrier::init(empty + 8 * i, CLUSTER * CONSUMERS);
@@ -287,7 +287,7 @@ struct InputGradient {
     const u32 thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
     const TileOrder order = tiles();
     const u32 k_blocks = 2 * ceil_div(p.outputs, TILE_K);
-    const u32 buffers = staging + (consumer * (WARPGROUP / WARP) + warp) * WARP_STAGING_BYTES;
+    const u32 buffer = staging + (consumer * (WARPGROUP / WARP) + warp) * BUFFER_BYTES;
     RingPlace at;
     float acc[TILE_N / 2];
 #pragma unroll 1
@@ -312,31 +312,31 @@ struct InputGradient {
       wgmma::wait<0>();
       release(previous, thread);
       wgmma::tie(acc);
-      const int row = (int)(row_of(tile.row) + rank * TILE_M + consumer * 64 + warp * 16);
+      const u32 row = row_of(tile.row) + rank * TILE_M + consumer * 64 + warp * 16;
 #pragma unroll
       for (u32 i = 0; i < TILE_N / 64; ++i)
 #pragma unroll
-        for (u32 upper = 0; upper < 2; ++upper) store(acc + 32 * i + 2 * upper, buffers + upper % BUFFERS * BUFFER_BYTES, (int)(tile.col * TILE_N + i * 64), row + (int)upper * 8, lane);
+        for (u32 upper = 0; upper < 2; ++upper) store(acc + 32 * i + 2 * upper, buffer, tile.col * TILE_N + i * 64, row + upper * 8, lane);
     }
-    if (lane == 0) tma::wait_all();
   }
-  // 8 rows x 64 columns: two of every four sums.
-  DEV void store(const float* sums, u32 buffer, int column, int row, u32 lane) const {
-    if (lane == 0) tma::wait_read<BUFFERS - 1>();  // what was stored from the buffer has left it
-    __syncwarp();
+  // 8 rows x 64 columns, two of every four sums, as whole rows of 128 bytes. Not by the copy engine: the next tile would wait for its reads.
+  DEV void store(const float* sums, u32 buffer, u32 column, u32 row, u32 lane) const {
 #pragma unroll
     for (u32 j = 0; j < 8; j += 4) {
       u32 packed[4];
 #pragma unroll
       for (u32 e = 0; e < 4; ++e) packed[e] = E::pack(sums[4 * (j + e)], sums[4 * (j + e) + 1]);
-      const u32 at = buffer + lane % 8 * 128 + ((j + lane / 8) ^ lane % 8) * 16;
-      store_matrix_x4(at, packed[0], packed[1], packed[2], packed[3]);
+      store_matrix_x4(buffer + lane % 8 * 128 + ((j + lane / 8) ^ lane % 8) * 16, packed[0], packed[1], packed[2], packed[3]);
     }
-    fence_async_shared();
     __syncwarp();
-    if (lane != 0) return;
-    tma::store_2d(&maps.dx, buffer, column, row);
-    tma::commit();
+    column += lane % 8 * 8;
+#pragma unroll
+    for (u32 i = 0; i < 8; i += 4) {
+      const u32 at = i + lane / 8;
+      const uint4 vector = load_shared_vector(buffer + at * 128 + (lane % 8 ^ at) * 16);
+      if (row + at < p.rows && column < p.inputs) *reinterpret_cast<uint4*>(p.dx + (row + at) * p.dx_stride + column) = vector;
+    }
+    __syncwarp();
   }
   // To both CTAs: each wrote half of the other's B.
   DEV void release(u32 stage, u32 thread) const {
@@ -346,9 +346,8 @@ struct InputGradient {
 
 KERNEL __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTER, 1, 1)
 swiglu_input_gradient_sm90(const __grid_constant__ TensorMap d_gate, const __grid_constant__ TensorMap d_up, const __grid_constant__ TensorMap w_gate,
-                           const __grid_constant__ TensorMap w_up, const __grid_constant__ TensorMap dx,
-                           const __grid_constant__ InputGradientParams params) {
+                           const __grid_constant__ TensorMap w_up, const __grid_constant__ InputGradientParams params) {
   extern __shared__ __align__(1024) u8 shared[];
-  InputGradient({d_gate, d_up, w_gate, w_up, dx}, params, shared).run();
+  InputGradient({d_gate, d_up, w_gate, w_up}, params, shared).run();
 }
 #endif

@@ -175,10 +175,7 @@ pub fn variants() -> Vec<Variant> {
                 all.extend(TILES.map(|tile| input_gradient_sm90(&problem, tile)));
                 for (save, bias) in [(false, false), (false, true), (true, false), (true, true)] {
                     let problem = problem.with_bias(bias);
-                    all.push(forward_sm90(&problem, save, CLUSTER));
-                    if !save {
-                        all.push(forward_sm90(&problem, save, 1));
-                    }
+                    all.extend([1, CLUSTER].map(|cluster| forward_sm90(&problem, save, cluster)));
                 }
             }
             for kind in TOKENS {

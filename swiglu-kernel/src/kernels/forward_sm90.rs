@@ -41,7 +41,7 @@ pub(crate) struct ForwardCall {
 }
 
 /// Where x and the weights fit half of the L2, sharing the weights' tiles is not worth waiting for each other: 2% at M = 4096, K = 1024, N = 4096.
-fn plain_cluster(problem: &Problem, l2_bytes: usize) -> u32 {
+fn cluster_size(problem: &Problem, l2_bytes: usize) -> u32 {
     let Problem { rows, inputs, outputs, dtype, .. } = *problem;
     let operands = inputs.saturating_mul(rows + 2 * outputs).saturating_mul(dtype.size_bytes());
     if operands <= l2_bytes / 2 { 1 } else { CLUSTER }
@@ -49,19 +49,17 @@ fn plain_cluster(problem: &Problem, l2_bytes: usize) -> u32 {
 
 pub(crate) struct ForwardSm90 {
     plain: Kernel,
-    /// Blocks in a cluster of `plain`; `saving` has [`CLUSTER`].
-    plain_cluster: u32,
     saving: Kernel,
+    cluster: u32,
     problem: Problem,
     maps: LastMaps<ForwardCall, [TensorMap; 6]>,
 }
 
 impl ForwardSm90 {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
-        let plain_cluster = plain_cluster(problem, gpu.info().l2_bytes);
-        let kernel = |save, cluster| load(gpu, &programs::forward_sm90(problem, save, cluster));
-        let (plain, saving) = (kernel(false, plain_cluster)?, kernel(true, CLUSTER)?);
-        Ok(Self { plain, plain_cluster, saving, problem: *problem, maps: LastMaps::new() })
+        let cluster = cluster_size(problem, gpu.info().l2_bytes);
+        let kernel = |save| load(gpu, &programs::forward_sm90(problem, save, cluster));
+        Ok(Self { plain: kernel(false)?, saving: kernel(true)?, cluster, problem: *problem, maps: LastMaps::new() })
     }
 
     /// x, gate weights, up weights, z, gate, up.
@@ -87,8 +85,7 @@ impl ForwardSm90 {
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &ForwardCall) -> Result<()> {
         let [x, w_gate, w_up, z, gate, up] = self.maps.of(*call, || Self::encode(&self.problem, call))?;
         let Problem { rows, inputs, outputs, .. } = self.problem;
-        let (kernel, cluster) =
-            if call.saved.is_some() { (&self.saving, CLUSTER) } else { (&self.plain, self.plain_cluster) };
+        let (kernel, cluster) = (if call.saved.is_some() { &self.saving } else { &self.plain }, self.cluster);
         let shape = GemmShape::new(rows, outputs, inputs, if cluster == 1 { BAND_ALONE } else { BAND });
         let tiles = rows.div_ceil(TILE) * outputs.div_ceil(TILE_COLUMNS);
         let config = launch_config(gpu.info(), tiles, cluster);
@@ -106,7 +103,7 @@ mod tests {
 
     #[test]
     fn blocks_share_weights_that_do_not_fit_the_cache() {
-        let cluster = |m, k, n| plain_cluster(&Problem::new(m, k, n, DType::Bf16), 60 << 20);
+        let cluster = |m, k, n| cluster_size(&Problem::new(m, k, n, DType::Bf16), 60 << 20);
         assert_eq!((cluster(4096, 1024, 4096), cluster(16_384, 1152, 4304), cluster(8192, 4096, 14_336)), (1, 2, 2));
     }
 }

@@ -1,8 +1,8 @@
 //! `cuda/input_gradient_sm90.cu`: dx on Hopper, and with it the pass that makes the gradients of the pre-activations.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::sm90::{MatrixAt, TILE, launch_config};
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, Swizzle, TensorMap, TiledMap};
+use kernel_core::sm90::{TILE, launch_config};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, TensorMap};
 
 use super::gate::DerivativeParams;
 use super::load;
@@ -25,6 +25,8 @@ const COUNTERS: usize = 4;
 #[derive(Clone, Copy)]
 struct InputGradientParams {
     derivative: DerivativeParams,
+    dx: u64,
+    dx_stride: u64,
     progress: u64,
     rows: u32,
     outputs: u32,
@@ -52,19 +54,6 @@ impl InputGradientCall {
         let pairs = [self.weights, self.preactivations, self.gradients, [self.dz, self.dx]];
         pairs.iter().flatten().all(|at| at.is_aligned(element_bytes))
     }
-}
-
-/// The map that dx is stored through: boxes of 64 elements and 8 rows.
-fn eight_rows(to: &MatrixAt) -> Result<TensorMap> {
-    Ok(TensorMap::tiled(&TiledMap {
-        dtype: to.dtype,
-        address: to.address,
-        dims: &[to.cols as u64, to.rows as u64],
-        strides: &[(to.row_stride * to.dtype.size_bytes()) as u64],
-        tile: &[64, 8],
-        swizzle: Swizzle::B128,
-        l2_promotion: true,
-    })?)
 }
 
 /// Bytes of the kernel's counters, which must be zero before its first launch.
@@ -98,7 +87,7 @@ pub(crate) struct InputGradientSm90 {
     tile: [usize; 2],
     problem: Problem,
     progress: u64,
-    maps: LastMaps<InputGradientCall, [TensorMap; 5]>,
+    maps: LastMaps<InputGradientCall, [TensorMap; 4]>,
 }
 
 impl InputGradientSm90 {
@@ -109,16 +98,15 @@ impl InputGradientSm90 {
         Ok(Some(Self { kernel, tile, problem: *problem, progress, maps: LastMaps::new() }))
     }
 
-    /// d_gate, d_up, gate weights, up weights, dx. The gradients in boxes of 64 × 64, as the weights.
-    fn encode(problem: &Problem, call: &InputGradientCall) -> Result<[TensorMap; 5]> {
-        let Problem { rows, inputs, outputs, dtype, .. } = *problem;
+    /// d_gate, d_up, gate weights, up weights. The gradients in boxes of 64 × 64, as the weights.
+    fn encode(problem: &Problem, call: &InputGradientCall) -> Result<[TensorMap; 4]> {
+        let Problem { rows, outputs, dtype, .. } = *problem;
         let ([d_gate, d_up], [gate, up]) = (call.gradients, call.weights);
         Ok([
             d_gate.matrix(dtype, rows, outputs).mn_major()?,
             d_up.matrix(dtype, rows, outputs).mn_major()?,
             weights(problem, gate).mn_major()?,
             weights(problem, up).mn_major()?,
-            eight_rows(&call.dx.matrix(dtype, rows, inputs))?,
         ])
     }
 
@@ -136,11 +124,13 @@ impl InputGradientSm90 {
     /// # Safety
     /// The addresses must be live memory of the problem's shapes, and aligned as [`InputGradientCall::is_aligned`] says.
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &InputGradientCall) -> Result<()> {
-        let [map_d_gate, map_d_up, w_gate, w_up, dx] = self.maps.of(*call, || Self::encode(&self.problem, call))?;
+        let [d_gate, d_up, w_gate, w_up] = self.maps.of(*call, || Self::encode(&self.problem, call))?;
         let Problem { rows, inputs, outputs, .. } = self.problem;
         let (config, band) = self.grid(gpu.info());
         let params = InputGradientParams {
             derivative: DerivativeParams::new(call.preactivations, call.dz, call.gradients),
+            dx: call.dx.address,
+            dx_stride: call.dx.row_stride as u64,
             progress: self.progress,
             rows: rows as u32,
             outputs: outputs as u32,
@@ -148,7 +138,7 @@ impl InputGradientSm90 {
             band,
         };
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
-        Ok(unsafe { self.kernel.launch(stream, &config, &[&map_d_gate, &map_d_up, &w_gate, &w_up, &dx, &params]) }?)
+        Ok(unsafe { self.kernel.launch(stream, &config, &[&d_gate, &d_up, &w_gate, &w_up, &params]) }?)
     }
 }
 
@@ -171,7 +161,7 @@ mod tests {
     #[test]
     fn the_struct_is_laid_out_as_the_kernels() {
         let [progress, rows] = [offset_of!(InputGradientParams, progress), offset_of!(InputGradientParams, rows)];
-        assert_eq!((progress, rows, size_of::<InputGradientParams>()), (64, 72, 88));
+        assert_eq!((progress, rows, size_of::<InputGradientParams>()), (80, 88, 104));
     }
 
     #[test]
