@@ -101,7 +101,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
   }
   template <class SourceB, class Epilogue>
   DEV void run(const TensorMap& map_a, const SourceB& source_b, const GemmShape& shape, Epilogue& epilogue) {
-    const u32 rank = CLUSTER > 1 ? cluster_rank() : 0, warpgroup = threadIdx.x / WARPGROUP;
+    const u32 rank = CLUSTER > 1 ? cluster_rank() : 0, warpgroup = uniform(threadIdx.x / WARPGROUP);
     if (threadIdx.x == 0) {
       tma::prefetch_map(&map_a);
       source_b.prefetch();
@@ -196,7 +196,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
   }
 
   template <u32 OUTPUT_N, class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
-    const u32 thread = threadIdx.x % WARPGROUP, grid = gridDim.x / CLUSTER;
+    const u32 thread = kept(threadIdx.x % WARPGROUP), grid = gridDim.x / CLUSTER;
     RingPlace at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
     if (PING_PONG && consumer == 1) at.skip(k_blocks, STAGES), t += grid;
@@ -210,7 +210,8 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
         // phases further, where the parity it waits for is again the one not yet reached.
         named_barrier(1 + consumer, WARPGROUP);
       }
-      u32 previous = 0;
+      at = at.broadcast();
+      u32 previous = at.stage;
 #pragma unroll 1
       for (u32 k = 0; k < k_blocks; ++k) {
         mbarrier::wait(full + 8 * at.stage, at.parity);

@@ -16,4 +16,7 @@ struct RingPlace {
     parity ^= (to / stages) & 1;
     stage = to % stages;
   }
+  // The same place. The compiler loses sight of its being one for all lanes where an epilogue has branched; descriptors would then be worked out
+  // in every lane, moved to uniform registers one by one, and queueing a stage's products could take longer than the products.
+  DEV RingPlace broadcast() const { return {uniform(stage), uniform(parity)}; }
 };

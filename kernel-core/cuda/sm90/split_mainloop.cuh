@@ -49,7 +49,7 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
 
   template <class Epilogue>
   DEV void run(const TensorMap& map_a, const TensorMap& map_b, const GemmShape& shape, const SplitPlanes& planes, Epilogue& epilogue) {
-    const u32 warpgroup = threadIdx.x / WARPGROUP;
+    const u32 warpgroup = uniform(threadIdx.x / WARPGROUP);
     if (threadIdx.x == 0) {
       tma::prefetch_map(&map_a);
       tma::prefetch_map(&map_b);
@@ -132,6 +132,7 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
       for (u32 i = 0; i < TILE_N / 2; ++i) sum[i] = 0.f;
       epilogue.open(m0, n0);
       float factor = epilogue.factor(0);
+      ring = ring.broadcast();
 #pragma unroll 1
       for (u32 s = 0; s < stretches; ++s) {
         const RingPlace low_high = ring.next(STAGES), high_low = ring.next(STAGES);
