@@ -14,8 +14,8 @@
 // closes a run of n <= 64 pairs. Its relative error is at most n 2^-24 from the roundings, 2^-22 from ex2 and 1e-6 from log1p: below 1e-5 at any z.
 // lg2(1 + u) per pair would lose 1e-3 at z = -10, where u = 4.5e-5 is barely visible beside 1.
 //
-// Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals. d_bias is the sum of q and d_log_temp
-// that of q x, both taken here in f32, before q is rounded.
+// Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals, and 1 for bf16. d_bias is the sum
+// of q and d_log_temp that of q x, both taken here in f32, before q is rounded.
 #pragma once
 #include "base.cuh"
 #include "element.cuh"
@@ -53,6 +53,7 @@ constexpr float FAINT_LOG2 = -11.6f, FAINT_SQUARES = 7.6e-6f;
 
 // False, and nothing added, when some pair is too large for this path or not a number.
 template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u32* packed, PairSums& sums, const PairConstants& c) {
+  constexpr bool UNIT_GAIN = E::KIND == Kind::BF16;  // a multiplication a pair less
   float q_sum[4] = {0.f, 0.f, 0.f, 0.f}, q_x_sum[2] = {0.f, 0.f}, square[4] = {0.f, 0.f, 0.f, 0.f};
   const float shift = c.bias_log2 + c.gain_log2;
 #pragma unroll
@@ -61,7 +62,7 @@ template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u3
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {  // u, q and the sums carry the gain
       const float u = exp2_approx(fmaf(x[4 * j + e], c.scale_log2, shift));
-      q[e] = GRADIENT ? fmaf(u * -c.inverse_gain, u, u) : u;
+      q[e] = GRADIENT ? fmaf(UNIT_GAIN ? -u : u * -c.inverse_gain, u, u) : u;
       q_sum[e] += q[e];
       if constexpr (GRADIENT) q_x_sum[e & 1] = fmaf(q[e], x[4 * j + e], q_x_sum[e & 1]);
       square[e] = fmaf(u, u, square[e]);
@@ -167,8 +168,9 @@ template <class E, bool GRADIENT, u32 N>
 DEV void pairs(const float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
   constexpr int COLS = N * 2;  // 16 rows x COLS columns over 32 lanes
   const bool plain = place.rows >= 16 && place.cols >= COLS && (place.diagonal <= -16 || place.diagonal >= COLS);
+  // The usual way first, in one piece; all others lie behind it.
+  if (__builtin_expect(plain && sums.faint, 1) && __builtin_expect(pairs_faint<E, GRADIENT, N>(x, packed, sums, c), 1)) return;
   if (plain) {
-    if (sums.faint && pairs_faint<E, GRADIENT, N>(x, packed, sums, c)) return;
     const float largest = largest_logit<N>(x, c);
     sums.faint = __all_sync(~0u, largest < FAINT_LOG2);
     if (__all_sync(~0u, largest < 1.5f)) pairs_quiet<E, GRADIENT, N>(x, packed, sums, c);
