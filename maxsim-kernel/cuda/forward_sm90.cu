@@ -56,9 +56,6 @@ struct alignas(16) TileInfo {
   u32 about, doc, slot, row_block;
 };
 
-// Lane 0's value: what decides whether a warp multiplies must be seen to be the same in all lanes.
-DEV u32 uniform(u32 x) { return __shfl_sync(~0u, x, 0); }
-
 struct Ring {
   u32 stage, parity;
   DEV void next(u32 slots) {
