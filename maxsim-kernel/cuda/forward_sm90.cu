@@ -1,5 +1,5 @@
 // Scores on Hopper: query tiles as the rows of warpgroup multiplies, document tokens as their columns.
-//   ELEMENT: BF16 or F16    WITH_ARGMAX: 0 or 1
+//   ELEMENT: BF16 or F16    WITH_ARGMAX: 0 or 1    NORMALIZED: 1 when tokens are, and queries held in registers
 //   TILE_TOKENS: document tokens of a full tile    QUERY_BLOCKS: d / 64 rounded up when queries are held in registers (1, 2), else 0
 //
 // One producer warp streams document tiles through a ring of shared memory by TMA. Consumer warpgroups multiply and search: the reduced axis
@@ -48,6 +48,8 @@ constexpr bool IN_REGISTERS = QUERY_BLOCKS > 0;
 // A slot of the ring holds a whole document tile, or 64 elements of d of it when queries are in shared memory too.
 constexpr u32 HELD_BLOCKS = IN_REGISTERS ? QUERY_BLOCKS : 1, SLOT_BYTES = HELD_BLOCKS * TILE_BYTES;
 constexpr u32 MAX_WARPGROUPS = 3, MAX_SLOTS = 32;
+// Of a slot by a consumer: by one thread when only the tensor cores have read it, else by each warp.
+constexpr u32 RELEASES = NORMALIZED ? WARPGROUP / WARP : 1;
 
 // What the producer says of a tile: how many tokens in bits 0 .. 7, flags, the first token from bit 12 on.
 constexpr u32 TOKENS_MASK = 0xff, LAST_TILE = 1u << 8, MASKED = 1u << 9, NEW_QUERIES = 1u << 10, STOP = 1u << 11, FIRST_SHIFT = 12;
@@ -55,6 +57,18 @@ static_assert(FULL <= TOKENS_MASK, "a tile's tokens fit their bits");
 struct alignas(16) TileInfo {
   u32 about, doc, slot, row_block;
 };
+
+// Copies float AT of `count`, on its own; and an arrival at the barrier once this thread's copies so far are there.
+template <int AT> DEV void copy_float(u32 shared, const float* global, int count) {
+  asm volatile("{\n.reg .pred p;\nsetp.gt.s32 p, %2, %3;\n@p cp.async.ca.shared.global [%0 + %4], [%1 + %4], 4;\n}"
+               ::"r"(shared), "l"(global), "r"(count), "n"(AT), "n"(4 * AT));
+}
+DEV void arrive_when_copied(u32 barrier) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory"); }
+DEV float2 load_pair(u32 shared) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(shared) : "memory");
+  return x;
+}
 
 struct Ring {
   u32 stage, parity;
@@ -89,7 +103,7 @@ struct Held {
   u32 bounds[TILE_ROWS + 1];  // rows of the tile where its queries begin
 };
 
-// The beginning of shared memory. The slots of the rings follow, then the query tiles.
+// The beginning of shared memory. The slots of the rings follow, then the query tiles, then the inverse norms of each slot's tokens.
 struct Control {
   TileInfo tiles[MAX_SLOTS];
   u64 full[MAX_SLOTS], empty[MAX_SLOTS];  // of the slots
@@ -98,7 +112,7 @@ struct Control {
   u64 result_full[MAX_WARPGROUPS][2], result_empty[MAX_WARPGROUPS][2];
   Result results[MAX_WARPGROUPS][2];
   Held held[MAX_WARPGROUPS];
-  // Of the columns of a masked or normalised tile: inverse norms, -1 where masked.
+  // Of the columns of a masked tile: inverse norms or 1, -1 where masked.
   alignas(8) float factors[MAX_WARPGROUPS][FULL];
   // The producer's own.
   u32 units_of_block[4];  // when there is no table of them: where to begin, and the end; then the first, and where it began
@@ -112,6 +126,10 @@ DEV u32 ring_of(const Control& control) { return shared_address(&control) + RING
 DEV u32 k_blocks_of(const HopperParams& params) { return IN_REGISTERS ? HELD_BLOCKS : ceil_div(params.dim, 64); }
 DEV u32 queries_of(const HopperParams& params, const Control& control, u32 warpgroup) {
   return ring_of(control) + params.rings() * params.slots * SLOT_BYTES + warpgroup * k_blocks_of(params) * QUERY_BYTES;
+}
+// The inverse norms of the tokens of a slot's tile: they come onto its barrier with the tokens.
+DEV u32 norms_of(const HopperParams& params, const Control& control, u32 slot) {
+  return queries_of(params, control, params.warpgroups) + slot * (FULL * 4);
 }
 
 // One warp; what only one thread may do, lane 0 does.
@@ -146,8 +164,18 @@ struct Producer {
     const bool fresh = !same_tiles(params.items, feed.unit, unit);
     feed.unit = unit;
     feed.row = (u32)params.docs.start(unit.doc), feed.token = 0, feed.end = params.docs.end(unit.doc);
-    feed.flags = (fresh ? NEW_QUERIES : 0) | ((params.docs.scales || params.docs.has_holes(unit.doc)) ? MASKED : 0);
+    feed.flags = (fresh ? NEW_QUERIES : 0) | ((!NORMALIZED && params.docs.scales) || params.docs.has_holes(unit.doc) ? MASKED : 0);
     feed.open = true;
+  }
+
+  // This lane's of a tile's inverse norms, every 32nd of `left` from `row` on.
+  DEV void copy_norms(u32 slot, u32 row, int left) {
+    const u32 to = norms_of(params, control, slot) + 4 * threadIdx.x;
+    const float* from = params.docs.scales + row;
+    copy_float<0>(to, from, left), copy_float<32>(to, from, left);
+    if (FULL > 64) copy_float<64>(to, from, left);
+    if (FULL > 96) copy_float<96>(to, from, left);
+    if (FULL > 128) copy_float<128>(to, from, left);
   }
 
   // The next tile of the ring's document; an empty one has a tile without tokens. The last of several tiles begins early enough to be full of
@@ -178,6 +206,10 @@ struct Producer {
             for (u32 i = 0; i < quarters; ++i)
               tma::load_2d(to + i * QUARTER * BLOCK_BYTES, &map_quarter, barrier, (int)x, (int)(row + i * QUARTER));
         }
+      }
+      if (NORMALIZED) {
+        if (!(feed.flags & MASKED)) copy_norms(slot, row + threadIdx.x, (int)tokens - (int)threadIdx.x);
+        arrive_when_copied(barrier);
       }
       __syncwarp();
       // Behind the slot that tells of them: only then do the consumers give the old ones up.
@@ -220,6 +252,7 @@ struct Producer {
       const Ring at = rings > 1 ? control.feeds[r].at : feed.at;
       const u32 slot = r * params.slots + at.stage;
       mbarrier::wait(shared_address(control.empty + slot), at.parity ^ 1);
+      if (NORMALIZED) arrive_when_copied(shared_address(control.full + slot));
       if (threadIdx.x > 0) continue;
       control.tiles[slot] = {STOP, 0, 0, 0};
       mbarrier::arrive(shared_address(control.full + slot));
@@ -305,6 +338,14 @@ template <u32 FROM, u32 COUNT, u32 SIZE> DEV void cut(float (&acc)[SIZE], u32 to
       acc[4 * j + 2 + e] = counts ? acc[4 * j + 2 + e] : MINUS_INFINITY;
     }
 }
+// Every column times its inverse norm.
+template <u32 COLUMNS, u32 SIZE> DEV void scale(float (&acc)[SIZE], u32 norms) {
+#pragma unroll
+  for (u32 j = 0; j < COLUMNS / 8; ++j) {
+    const float2 norm = load_pair(norms + threadIdx.x % 4 * 8 + 32 * j);
+    acc[4 * j] *= norm.x, acc[4 * j + 1] *= norm.y, acc[4 * j + 2] *= norm.x, acc[4 * j + 3] *= norm.y;
+  }
+}
 // Every column times its factor, or -inf where that is negative.
 template <u32 COLUMNS, u32 SIZE> DEV void apply(float (&acc)[SIZE], const float* factors) {
   const float2* pairs = reinterpret_cast<const float2*>(factors) + threadIdx.x % 4;
@@ -331,7 +372,8 @@ struct Consumer {
   DEV u32 full() const { return shared_address(control.full) + 8 * at.stage; }
   DEV void wait_full() const { mbarrier::wait(full(), at.parity); }
   DEV void release(u32 stage) const {
-    if (threadIdx.x % WARPGROUP == 0) mbarrier::arrive(shared_address(control.empty) + 8 * stage);
+    if (NORMALIZED) __syncwarp();
+    if (threadIdx.x % (WARPGROUP / RELEASES) == 0) mbarrier::arrive(shared_address(control.empty) + 8 * stage);
   }
   DEV void advance() {
     if (++at.stage == begin + params.slots) at.stage = begin, at.parity ^= 1;
@@ -398,6 +440,7 @@ struct Consumer {
         wgmma::tie(acc);
         more = !(of & MASKED);
         if (!more) break;
+        if (NORMALIZED) scale<FULL>(acc, norms_of(params, control, stage));
         release(stage);
         if ((of & TOKENS_MASK) < FULL) cut<3 * QUARTER, FULL - 3 * QUARTER>(acc, of & TOKENS_MASK);
         more = search_positive<FULL>(acc, best, first, pair, found.minus_zero);
@@ -448,8 +491,12 @@ struct Consumer {
       look_ahead();
     }
     wgmma::wait<0>();
-    release(previous);
+    if (!NORMALIZED) release(previous);
     wgmma::tie(acc);
+    if (NORMALIZED) {
+      if (!(of & MASKED)) scale<COLUMNS>(acc, norms_of(params, control, previous));
+      release(previous);
+    }
     if (of & MASKED) apply<COLUMNS>(acc, factors);
     else if (tokens < COLUMNS) {
       // Only the last quarter (of a full tile: what is beyond three) can be beyond the document.
@@ -661,8 +708,8 @@ maxsim_forward_sm90(const __grid_constant__ TensorMap map_queries, const __grid_
     tma::prefetch_map(&map_quarter);
 #pragma unroll 1
     for (u32 i = 0; i < slots; ++i) {
-      mbarrier::init(shared_address(control.full + i), 1);
-      mbarrier::init(shared_address(control.empty + i), params.split() ? 1 : params.warpgroups);
+      mbarrier::init(shared_address(control.full + i), NORMALIZED ? 1 + WARP : 1);
+      mbarrier::init(shared_address(control.empty + i), (params.split() ? 1 : params.warpgroups) * RELEASES);
     }
     for (u32 w = 0; w < params.warpgroups; ++w) {
       mbarrier::init(shared_address(control.queries_full + w), 1);

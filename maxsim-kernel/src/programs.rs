@@ -74,6 +74,7 @@ pub(crate) fn forward_sm90(dtype: DType, shape: Shape, argmax: bool) -> Variant 
             ("WITH_ARGMAX", flag(argmax)),
             ("TILE_TOKENS", shape.tokens.to_string()),
             ("QUERY_BLOCKS", shape.query_blocks.to_string()),
+            ("NORMALIZED", flag(shape.norms)),
         ],
         hot: true,
         min_arch: Some("sm_90a"),

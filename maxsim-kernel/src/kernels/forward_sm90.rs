@@ -35,19 +35,25 @@ pub(crate) struct Shape {
     pub(crate) tokens: usize,
     /// 64-element blocks of a query row held in registers, or 0.
     pub(crate) query_blocks: usize,
+    /// Whether tokens are normalised and their inverse norms come with the tiles: only where queries are held in registers.
+    pub(crate) norms: bool,
 }
 
 impl Shape {
+    const SHARED: Self = Self { tokens: SHARED_TILE, query_blocks: 0, norms: false };
+
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        let held = |query_blocks| TILE_TOKENS.map(|tokens| Self { tokens, query_blocks });
-        let shared = Self { tokens: SHARED_TILE, query_blocks: 0 };
-        held(1).into_iter().chain(held(2)).chain([shared])
+        let held = [1, 2].into_iter().flat_map(|query_blocks| {
+            let shapes = move |norms| TILE_TOKENS.map(|tokens| Self { tokens, query_blocks, norms });
+            [false, true].into_iter().flat_map(shapes)
+        });
+        held.chain([Self::SHARED])
     }
 
     /// The tile width whose quarters cover the documents best.
     pub(crate) fn choose(problem: &Problem) -> Self {
         if problem.dim > IN_REGISTERS {
-            return Self { tokens: SHARED_TILE, query_blocks: 0 };
+            return Self::SHARED;
         }
         let cost = |length: usize, tokens: usize| {
             let rest = length % tokens;
@@ -64,12 +70,12 @@ impl Shape {
             Spans::Packed(offsets) => offsets.windows(2).map(|pair| cost(pair[1] - pair[0], tokens)).sum(),
         };
         let tokens = TILE_TOKENS.into_iter().min_by_key(|&tokens| total(tokens)).unwrap_or(SHARED_TILE);
-        Self { tokens, query_blocks: problem.dim.div_ceil(BLOCK) }
+        Self { tokens, query_blocks: problem.dim.div_ceil(BLOCK), norms: problem.normalize }
     }
 
-    /// A whole tile when queries are held in registers, else one block of it.
+    /// A whole tile when queries are held in registers, else one block of it; and the norms of its tokens.
     fn slot_bytes(self) -> usize {
-        self.tokens * BLOCK_BYTES * self.query_blocks.max(1)
+        self.tokens * (BLOCK_BYTES * self.query_blocks.max(1) + if self.norms { size_of::<f32>() } else { 0 })
     }
 
     /// Query tiles that a block holds of `tiles`: as many as there are consumers and shared memory, evenly.
@@ -191,10 +197,10 @@ mod tests {
 
     #[test]
     fn tile_widths_follow_the_documents() {
-        assert_eq!(shape(Spans::padded(9, 300), 128), Shape { tokens: 152, query_blocks: 2 });
-        assert_eq!(shape(Spans::padded(9, 256), 64), Shape { tokens: 128, query_blocks: 1 });
-        assert_eq!(shape(Spans::padded(9, 1024), 128), Shape { tokens: 128, query_blocks: 2 });
-        assert_eq!(shape(Spans::padded(9, 300), 512), Shape { tokens: 128, query_blocks: 0 });
+        assert_eq!(shape(Spans::padded(9, 300), 128), Shape { tokens: 152, query_blocks: 2, norms: false });
+        assert_eq!(shape(Spans::padded(9, 256), 64), Shape { tokens: 128, query_blocks: 1, norms: false });
+        assert_eq!(shape(Spans::padded(9, 1024), 128), Shape { tokens: 128, query_blocks: 2, norms: false });
+        assert_eq!(shape(Spans::padded(9, 300), 512), Shape::SHARED);
         for tokens in TILE_TOKENS {
             assert!(4 * quarter(tokens) >= tokens && 3 * quarter(tokens) < tokens);
         }
@@ -213,11 +219,8 @@ mod tests {
             driver_version: 13000,
         };
         for dim in 1..=1024usize {
-            for tokens in TILE_TOKENS {
-                let shape = match dim {
-                    ..=128 => Shape { tokens, query_blocks: dim.div_ceil(64) },
-                    _ => Shape { tokens: 128, query_blocks: 0 },
-                };
+            let query_blocks = if dim <= 128 { dim.div_ceil(64) } else { 0 };
+            for shape in Shape::all().filter(|shape| shape.query_blocks == query_blocks) {
                 for tiles in [1, 2, 3, 4, 100] {
                     let held = shape.tiles_of_block(&info, dim, tiles);
                     let (consumers, ring, bytes) = shape.ring(&info, dim, held);
@@ -229,7 +232,7 @@ mod tests {
                 }
             }
         }
-        let shape = Shape { tokens: 152, query_blocks: 2 };
+        let shape = Shape { tokens: 152, query_blocks: 2, norms: true };
         assert_eq!((shape.tiles_of_block(&info, 128, 128), shape.tiles_of_block(&info, 128, 4)), (3, 2));
         assert_eq!((shape.ring(&info, 128, 1).0, shape.ring(&info, 128, 3).0), (2, 3));
     }
