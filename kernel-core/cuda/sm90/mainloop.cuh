@@ -47,9 +47,6 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
   static constexpr u32 STAGES = (SHARED_LIMIT - FIXED_BYTES) / (A_BYTES + B_BYTES + 16);
   static constexpr u32 SHARED_BYTES = FIXED_BYTES + STAGES * (A_BYTES + B_BYTES + 16);
   static constexpr u32 TURNS = PING_PONG ? CONSUMERS : 1;  // tiles that a block has under way
-  // Whether a consumer keeps its place in uniform registers (`RingPlace::broadcast`), which queues a stage's products in two thirds of the instructions.
-  // Not in clusters: there a saving SwiGLU forward compiled so did not end in two of several hundred runs on an H200, which is not explained.
-  static constexpr bool UNIFORM = CLUSTER == 1;
 
   // Shared memory, carved: operand stages, staging buffers, then the barriers. `turn[c]` admits consumer c to the tensor cores.
   u32 a, b, staging, full, empty, turn;
@@ -104,7 +101,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
   }
   template <class SourceB, class Epilogue>
   DEV void run(const TensorMap& map_a, const SourceB& source_b, const GemmShape& shape, Epilogue& epilogue) {
-    const u32 rank = CLUSTER > 1 ? cluster_rank() : 0, warpgroup = UNIFORM ? uniform(threadIdx.x / WARPGROUP) : threadIdx.x / WARPGROUP;
+    const u32 rank = CLUSTER > 1 ? cluster_rank() : 0, warpgroup = uniform(threadIdx.x / WARPGROUP);
     if (threadIdx.x == 0) {
       tma::prefetch_map(&map_a);
       source_b.prefetch();
@@ -199,7 +196,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
   }
 
   template <u32 OUTPUT_N, class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
-    const u32 thread = UNIFORM ? kept(threadIdx.x % WARPGROUP) : threadIdx.x % WARPGROUP, grid = gridDim.x / CLUSTER;
+    const u32 thread = kept(threadIdx.x % WARPGROUP), grid = gridDim.x / CLUSTER;
     RingPlace at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
     if (PING_PONG && consumer == 1) at.skip(k_blocks, STAGES), t += grid;
@@ -213,7 +210,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
         // phases further, where the parity it waits for is again the one not yet reached.
         named_barrier(1 + consumer, WARPGROUP);
       }
-      if (UNIFORM) at = at.broadcast();
+      at = at.broadcast();
       u32 previous = at.stage;
 #pragma unroll 1
       for (u32 k = 0; k < k_blocks; ++k) {
