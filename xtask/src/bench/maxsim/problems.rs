@@ -25,13 +25,25 @@ impl Op {
     }
 }
 
+/// Which documents a query meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// All, each of the same length.
+    All,
+    /// All, packed, of every length from none to the one given: about half of the tokens.
+    HalfEmpty,
+    /// Its own.
+    Candidates,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BenchProblem {
     pub(crate) op: Op,
     pub(crate) queries: usize,
-    /// All, or with `candidates` those of one query.
+    /// In all, or of one query's candidates.
     pub(crate) docs: usize,
-    pub(crate) candidates: bool,
+    pub(crate) layout: Layout,
+    pub(crate) normalize: bool,
     pub(crate) query_len: usize,
     pub(crate) doc_len: usize,
     pub(crate) dim: usize,
@@ -53,6 +65,8 @@ const SCORES: [[usize; 5]; 11] = [
 ];
 const STEPS: [[usize; 5]; 4] =
     [[64, 64, 32, 180, 128], [64, 64, 32, 1024, 128], [128, 128, 32, 300, 128], [256, 256, 32, 300, 128]];
+/// As some of the scores, without peers.
+const BATCH: [usize; 5] = [256, 256, 32, 300, 128];
 /// Last of all: peers tune for a minute before they run it.
 const LONG_STEPS: [[usize; 5]; 1] = [[32, 32, 1024, 1024, 128]];
 /// Nq, K, Lq, Ld, d.
@@ -61,52 +75,65 @@ const QUICK: [[usize; 5]; 2] = [[1, 1000, 32, 300, 128], [128, 128, 32, 300, 128
 
 /// `only` keeps the numbers of queries that it lists; empty keeps all.
 pub(crate) fn problems(quick: bool, only: &[usize]) -> Vec<BenchProblem> {
-    let problem = |op, candidates| {
-        move |&[queries, docs, query_len, doc_len, dim]: &[usize; 5]| BenchProblem {
-            op,
-            queries,
-            docs,
-            candidates,
-            query_len,
-            doc_len,
-            dim,
-        }
-    };
+    let problem = |op, layout| move |sizes: &[usize; 5]| BenchProblem::new(op, layout, *sizes);
+    let variants = [
+        BenchProblem::new(Op::Score, Layout::HalfEmpty, BATCH),
+        BenchProblem { normalize: true, ..BenchProblem::new(Op::Score, Layout::All, BATCH) },
+    ];
     let scores: &[[usize; 5]] = if quick { &QUICK } else { &SCORES };
     let steps: &[[usize; 5]] = if quick { &QUICK[1..] } else { &STEPS };
     let candidates: &[[usize; 5]] = if quick { &[] } else { &CANDIDATES };
     let long_steps: &[[usize; 5]] = if quick { &[] } else { &LONG_STEPS };
     let all = scores
         .iter()
-        .map(problem(Op::Score, false))
-        .chain(steps.iter().map(problem(Op::ScoreStep, false)))
-        .chain(candidates.iter().map(problem(Op::ScoreStep, true)))
-        .chain(long_steps.iter().map(problem(Op::ScoreStep, false)));
+        .map(problem(Op::Score, Layout::All))
+        .chain(variants.into_iter().filter(|_| !quick))
+        .chain(steps.iter().map(problem(Op::ScoreStep, Layout::All)))
+        .chain(candidates.iter().map(problem(Op::ScoreStep, Layout::Candidates)))
+        .chain(long_steps.iter().map(problem(Op::ScoreStep, Layout::All)));
     all.filter(|problem| only.is_empty() || only.contains(&problem.queries)).collect()
 }
 
 /// The search of a corpus in host memory: 0.8 GB.
 pub(crate) fn search_problem(quick: bool, only: &[usize]) -> Option<BenchProblem> {
-    let [queries, docs, query_len, doc_len, dim] = [32, 10_000, 32, 300, 128];
-    let search = BenchProblem { op: Op::Score, queries, docs, candidates: false, query_len, doc_len, dim };
-    (!quick && (only.is_empty() || only.contains(&queries))).then_some(search)
+    let search = BenchProblem::new(Op::Score, Layout::All, [32, 10_000, 32, 300, 128]);
+    (!quick && (only.is_empty() || only.contains(&search.queries))).then_some(search)
 }
 
 impl BenchProblem {
+    fn new(op: Op, layout: Layout, [queries, docs, query_len, doc_len, dim]: [usize; 5]) -> Self {
+        Self { op, queries, docs, layout, normalize: false, query_len, doc_len, dim }
+    }
+
     pub(crate) fn problem(&self) -> Problem {
         let queries = Spans::padded(self.queries, self.query_len);
-        if self.candidates {
-            let docs = Spans::padded(self.queries * self.docs, self.doc_len);
-            return Problem::candidates(queries, docs, self.docs, self.dim, DType::Bf16);
-        }
-        Problem::cross(queries, Spans::padded(self.docs, self.doc_len), self.dim, DType::Bf16)
+        let padded = |docs| Spans::padded(docs, self.doc_len);
+        // Lengths in an order that looks like none.
+        let length = |doc: usize| doc * 7919 % (self.doc_len + 1);
+        let cross = |docs| Problem::cross(queries.clone(), docs, self.dim, DType::Bf16);
+        let problem = match self.layout {
+            Layout::All => cross(padded(self.docs)),
+            Layout::HalfEmpty => cross(Spans::of_lengths((0..self.docs).map(length))),
+            Layout::Candidates => {
+                let docs = padded(self.queries * self.docs);
+                Problem::candidates(queries.clone(), docs, self.docs, self.dim, DType::Bf16)
+            }
+        };
+        problem.with_normalize(self.normalize)
+    }
+
+    /// Whether the peers take it as it is.
+    pub(crate) fn has_peers(&self) -> bool {
+        self.layout != Layout::HalfEmpty && !self.normalize
     }
 
     pub(crate) fn shape(&self) -> BTreeMap<String, u64> {
-        let docs = if self.candidates { "K" } else { "Nd" };
+        let docs = if self.layout == Layout::Candidates { "K" } else { "Nd" };
         let axes =
             [("Nq", self.queries), (docs, self.docs), ("Lq", self.query_len), ("Ld", self.doc_len), ("d", self.dim)];
-        axes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect()
+        let tokens = (self.layout == Layout::HalfEmpty).then(|| ("tokens", self.problem().docs.rows()));
+        let normalized = self.normalize.then_some(("normalized", 1));
+        axes.into_iter().chain(tokens).chain(normalized).map(|(name, size)| (name.to_owned(), size as u64)).collect()
     }
 
     /// 2 d for each pair of tokens; in a step also 2 d for each choice and side.
@@ -135,7 +162,7 @@ mod tests {
     #[test]
     fn problems_cover_the_shapes_and_can_be_limited() {
         let all = problems(false, &[]);
-        assert_eq!(all.len(), 18);
+        assert_eq!(all.len(), 20);
         assert!(problems(false, &[256]).iter().all(|p| p.queries == 256));
         assert!(problems(true, &[]).len() < 5);
     }
@@ -146,5 +173,8 @@ mod tests {
         assert_eq!(score.flop(), 2 * 128 * 128 * 32 * 300 * 128);
         assert_eq!(score.bytes(), 2 * 128 * (32 + 300) * 128 + 4 * 128 * 128);
         assert_eq!(score.shape()["Nd"], 128);
+        let half = problems(false, &[256]).into_iter().find(|p| p.layout == Layout::HalfEmpty).unwrap();
+        let tokens = half.shape()["tokens"];
+        assert!((256 * 140..256 * 160).contains(&tokens) && half.flop() == 2 * 256 * 32 * 128 * tokens);
     }
 }

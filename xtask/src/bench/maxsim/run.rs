@@ -17,14 +17,14 @@ pub(crate) fn run(
     say: &mut dyn FnMut(String),
     done: &mut dyn FnMut(Vec<BenchRow>) -> Result<()>,
 ) -> Result<()> {
-    for problem in problems(setting.quick, setting.only) {
-        done(run_problem(setting, &problem, say)?)?;
-    }
     if let Some(problem) = search_problem(setting.quick, setting.only) {
         match run_search(setting, &problem, say) {
             Ok(rows) => done(rows)?,
             Err(error) => say(missing_line("maxsim search", "ours", &format!("{error:#}"))),
         }
+    }
+    for problem in problems(setting.quick, setting.only) {
+        done(run_problem(setting, &problem, say)?)?;
     }
     Ok(())
 }
@@ -108,7 +108,8 @@ fn run_problem(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMu
         }
     }
     // Scores alone are the same kernel with either backward.
-    let peers = PEERS.into_iter().filter(|name| op == Op::ScoreStep || !name.ends_with("lowmem"));
+    let peers =
+        PEERS.into_iter().filter(|name| problem.has_peers() && (op == Op::ScoreStep || !name.ends_with("lowmem")));
     setting.join_peers(&peers.collect::<Vec<_>>(), &problem.for_peers(), &mut contenders, &mut missing);
     setting.measure(&subject(op.name(), problem), &title, contenders, |m| line(&title, problem, m), say)
 }
