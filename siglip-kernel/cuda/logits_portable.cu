@@ -44,5 +44,5 @@ KERNEL __launch_bounds__(Loop::THREADS, 2) siglip_logits_portable(const __grid_c
           }
     }
   }
-  store_sums(params.sums + (u64)(blockIdx.x * 8 + warp) * 3, sums, params.first, constants.inverse_gain, lane);
+  store_sums(params.sums, blockIdx.x * 8 + warp, sums, params.first, constants.inverse_gain, lane);
 }

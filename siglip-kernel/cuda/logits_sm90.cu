@@ -56,7 +56,7 @@ struct LogitsEpilogue {
   DEV void finish() {
     if (WITH_GRADIENT && lane == 0) tma::wait_all();
     const u32 slot = blockIdx.x * 8 + threadIdx.x / WARP - 4;
-    store_sums(params.sums + slot * 3, sums, params.first, constants.inverse_gain, lane, unit_log2());
+    store_sums(params.sums, slot, sums, params.first, constants.inverse_gain, lane, unit_log2());
   }
 };
 

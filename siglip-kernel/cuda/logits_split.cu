@@ -4,6 +4,7 @@
 #include "plane_scale.cuh"
 #include "ptx/shared.cuh"
 #include "sigmoid_f32.cuh"
+#include "slot.cuh"
 #include "sm90/split_mainloop.cuh"
 #include "sm90/store.cuh"
 
@@ -86,11 +87,7 @@ struct LogitsSplitEpilogue {
   }
 
   DEV void finish() {
-    const double totals[3] = {warp_sum(sums.loss), warp_sum(sums.q), warp_sum(sums.q_x)};
-    if (lane != 0) return;
-    double* slot = params.sums + (u64)(blockIdx.x * 8 + threadIdx.x / WARP - 4) * 3;
-#pragma unroll
-    for (u32 i = 0; i < 3; ++i) slot[i] = (params.first ? 0.0 : slot[i]) + totals[i];
+    add_to_slot(params.sums, blockIdx.x * 8 + threadIdx.x / WARP - 4, sums.loss, sums.q, sums.q_x, params.first, lane);
   }
 };
 

@@ -3,7 +3,7 @@
 // it would cost each of their additions a rounding of its own size. `siglip_scale` adds it at the end.
 //   WITH_GRADIENT: 0 or 1
 #include "ptx/sync.cuh"
-#include "sigmoid.cuh"
+#include "slot.cuh"
 
 struct PairsF32Params {
   ScalarArg log_temp, bias;
@@ -41,9 +41,5 @@ KERNEL __launch_bounds__(256) siglip_pairs_f32(const __grid_constant__ PairsF32P
     q_sum += row_q;
     q_x_sum += row_q_x;
   }
-  const double totals[3] = {warp_sum(loss), warp_sum(q_sum), warp_sum(q_x_sum)};
-  if (lane != 0) return;
-  double* slot = params.sums + (u64)(blockIdx.x * 8 + warp) * 3;
-#pragma unroll
-  for (u32 i = 0; i < 3; ++i) slot[i] = (params.first ? 0.0 : slot[i]) + totals[i];
+  add_to_slot(params.sums, blockIdx.x * 8 + warp, loss, q_sum, q_x_sum, params.first, lane);
 }

@@ -20,6 +20,7 @@
 #include "base.cuh"
 #include "element.cuh"
 #include "numerics.cuh"
+#include "slot.cuh"
 
 // Sums over pairs, those of q with the gain; and whether this warp's last plain fragment was faint, so that the next one is tried as such.
 struct PairSums {
@@ -184,11 +185,7 @@ DEV void pairs(const float* x, u32* packed, PairSums& sums, const PairConstants&
   }
 }
 
-// A warp's totals {loss, q, q x}, in f64, into its own slot: launches of one stream add up in order, so the totals are the same bits on every run.
-DEV void store_sums(double* slot, const PairSums& sums, bool first, float inverse_gain, u32 lane, int unit_log2 = 0) {
-  const double q_x = ldexp(warp_sum((double)sums.q_x) * inverse_gain, unit_log2);
-  const double totals[3] = {warp_sum((double)sums.loss), warp_sum((double)sums.q) * inverse_gain, q_x};
-  if (lane != 0) return;
-#pragma unroll
-  for (u32 i = 0; i < 3; ++i) slot[i] = (first ? 0.0 : slot[i]) + totals[i];
+// A fragment's sums into the warp's slot, without gain and unit.
+DEV void store_sums(double* to, u32 slot, const PairSums& sums, bool first, float inverse_gain, u32 lane, int unit_log2 = 0) {
+  add_to_slot(to, slot, sums.loss, (double)sums.q * inverse_gain, ldexp((double)sums.q_x * inverse_gain, unit_log2), first, lane);
 }

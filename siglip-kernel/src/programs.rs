@@ -9,6 +9,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("positives.cuh", include_str!("../cuda/positives.cuh")),
     ("sigmoid.cuh", include_str!("../cuda/sigmoid.cuh")),
     ("sigmoid_f32.cuh", include_str!("../cuda/sigmoid_f32.cuh")),
+    ("slot.cuh", include_str!("../cuda/slot.cuh")),
 ];
 
 macro_rules! program {
