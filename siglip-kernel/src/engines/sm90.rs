@@ -1,8 +1,8 @@
-//! f16 and bf16 on Hopper: logits, and gradients that one block finishes, by the warpgroup mainloop; sums of gradients over several blocks by cuBLASLt, or
-//! by the mainloop where there is none. The logits of quantised inputs when asked.
+//! f16 and bf16 on Hopper: logits by the warpgroup mainloop; gradients by cuBLASLt where both are sums over several blocks, else, or where there is no
+//! cuBLASLt that works, by the mainloop. The logits of quantised inputs when asked.
 
 use kernel_core::sm90::{GemmShape, MatrixAt, TILE};
-use kernel_core::{DType, Gpu, MapType, TensorMap};
+use kernel_core::{Gpu, LastMaps, MapType, TensorMap};
 
 use super::gemms::Gemms;
 use super::{At, Call, Engine};
@@ -30,8 +30,9 @@ pub(crate) struct Sm90Engine {
     gradients: (Gradient, Gradient),
     problem: Problem,
     blocks: Blocks,
-    /// Of the last call; callers mostly come back with the same memory.
-    maps: Option<(Addresses, Maps)>,
+    /// What maps are made of beside these addresses stays where the plan has it. In low memory G moves within a call.
+    maps: LastMaps<[At; 4], Maps>,
+    g_maps: LastMaps<At, GMaps>,
 }
 
 /// Who multiplies G by the rows of the other side.
@@ -61,9 +62,7 @@ impl Product {
     }
 }
 
-type Addresses = [At; 5];
-
-/// Every matrix as its readers and writers see it.
+/// Every matrix but G as its readers and writers see it.
 #[derive(Clone, Copy)]
 struct Maps {
     img_rows: TensorMap,
@@ -71,11 +70,16 @@ struct Maps {
     txt_rows_shared: TensorMap,
     img_columns: TensorMap,
     txt_columns: TensorMap,
-    g_store: TensorMap,
-    g_rows: TensorMap,
-    g_columns: TensorMap,
     d_img: TensorMap,
     d_txt: TensorMap,
+}
+
+/// The same of G.
+#[derive(Clone, Copy)]
+struct GMaps {
+    store: TensorMap,
+    rows: TensorMap,
+    columns: TensorMap,
 }
 
 impl Sm90Engine {
@@ -92,63 +96,66 @@ impl Sm90Engine {
             gradients,
             problem: *problem,
             blocks,
-            maps: None,
+            maps: LastMaps::new(),
+            g_maps: LastMaps::new(),
         })
     }
 
-    fn maps(&mut self, call: &Call<'_>) -> Result<Maps> {
-        // The rest of what maps are made of stays where the plan has it.
-        let addresses = [call.img, call.txt, call.g, call.d_img, call.d_txt];
-        if let Some((of, maps)) = self.maps
-            && of == addresses
-        {
-            return Ok(maps);
-        }
-        let maps = self.encode(call)?;
-        self.maps = Some((addresses, maps));
-        Ok(maps)
+    fn maps(&mut self, call: &Call<'_>) -> Result<(Maps, GMaps)> {
+        let Self { quantize, gradients, problem, blocks, .. } = self;
+        let fp8 = quantize.is_some();
+        let maps = self
+            .maps
+            .of([call.img, call.txt, call.d_img, call.d_txt], || encode(call, problem, *blocks, *gradients, fp8))?;
+        // Without gradients there is no G; the kernel does not follow its map.
+        let g = if call.gradient { call.g } else { call.img };
+        Ok((maps, self.g_maps.of(g, || encode_g(g, problem, *blocks))?))
     }
+}
 
-    fn encode(&self, call: &Call<'_>) -> Result<Maps> {
-        let dtype = match self.problem.dtype {
-            DType::F16 => MapType::F16,
-            _ => MapType::Bf16,
-        };
-        let Problem { rows, cols, dim, .. } = self.problem;
-        let matrix =
-            |at: At, dtype, rows, cols| MatrixAt { address: at.address, dtype, rows, cols, row_stride: at.row_stride };
-        let img = matrix(call.img, dtype, rows, dim);
-        let txt = matrix(call.txt, dtype, cols, dim);
-        // Without gradients G and the accumulators do not exist, and the texts' may have a pass of their own; maps of what does not exist are never
-        // followed, so any valid matrix will do.
-        let or_img = |matrix: MatrixAt| if call.gradient && matrix.address != 0 { matrix } else { img };
-        let g = or_img(matrix(call.g, dtype, self.blocks.rows, call.g.row_stride));
-        let d_img = or_img(match self.gradients.0 {
-            Gradient::Direct => matrix(call.d_img, dtype, rows, dim),
-            Gradient::Accumulated | Gradient::InPlace => matrix(call.d_img, MapType::F32, self.blocks.rows, dim),
-        });
-        let d_txt = or_img(match self.gradients.1 {
-            Gradient::Direct => matrix(call.d_txt, dtype, cols, dim),
-            Gradient::Accumulated | Gradient::InPlace => matrix(call.d_txt, MapType::F32, cols, dim),
-        });
-        let quantised = |at: At, rows| matrix(at, MapType::U8, rows, padded_dim(&self.problem));
-        let (img_rows, txt_rows) = match self.quantize {
-            Some(_) => (quantised(call.fp8.img, rows), quantised(call.fp8.txt, cols)),
-            None => (img, txt),
-        };
-        Ok(Maps {
-            img_rows: img_rows.k_major(1)?,
-            txt_rows: txt_rows.k_major(logits_cluster(true) as usize)?,
-            txt_rows_shared: txt_rows.k_major(logits_cluster(false) as usize)?,
-            img_columns: img.mn_major()?,
-            txt_columns: txt.mn_major()?,
-            g_store: g.warp_store()?,
-            g_rows: g.k_major(1)?,
-            g_columns: g.mn_major()?,
-            d_img: d_img.warp_store()?,
-            d_txt: d_txt.warp_store()?,
-        })
-    }
+fn matrix(at: At, dtype: MapType, rows: usize, cols: usize) -> MatrixAt {
+    MatrixAt { address: at.address, dtype, rows, cols, row_stride: at.row_stride }
+}
+
+fn encode_g(at: At, problem: &Problem, blocks: Blocks) -> Result<GMaps> {
+    let g = matrix(at, problem.dtype.into(), blocks.rows, at.row_stride);
+    Ok(GMaps { store: g.warp_store()?, rows: g.k_major(1)?, columns: g.mn_major()? })
+}
+
+fn encode(
+    call: &Call<'_>,
+    problem: &Problem,
+    blocks: Blocks,
+    gradients: (Gradient, Gradient),
+    fp8: bool,
+) -> Result<Maps> {
+    let Problem { rows, cols, dim, .. } = *problem;
+    let dtype = problem.dtype.into();
+    let img = matrix(call.img, dtype, rows, dim);
+    let txt = matrix(call.txt, dtype, cols, dim);
+    // Without gradients the accumulators do not exist, and the texts' may have a pass of their own; maps of what does not exist are never followed, so
+    // any valid matrix will do.
+    let or_img = |matrix: MatrixAt| if call.gradient && matrix.address != 0 { matrix } else { img };
+    let d_img = or_img(match gradients.0 {
+        Gradient::Direct => matrix(call.d_img, dtype, rows, dim),
+        Gradient::Accumulated | Gradient::InPlace => matrix(call.d_img, MapType::F32, blocks.rows, dim),
+    });
+    let d_txt = or_img(match gradients.1 {
+        Gradient::Direct => matrix(call.d_txt, dtype, cols, dim),
+        Gradient::Accumulated | Gradient::InPlace => matrix(call.d_txt, MapType::F32, cols, dim),
+    });
+    let quantised = |at: At, rows| matrix(at, MapType::U8, rows, padded_dim(problem));
+    let (img_rows, txt_rows) =
+        if fp8 { (quantised(call.fp8.img, rows), quantised(call.fp8.txt, cols)) } else { (img, txt) };
+    Ok(Maps {
+        img_rows: img_rows.k_major(1)?,
+        txt_rows: txt_rows.k_major(logits_cluster(true) as usize)?,
+        txt_rows_shared: txt_rows.k_major(logits_cluster(false) as usize)?,
+        img_columns: img.mn_major()?,
+        txt_columns: txt.mn_major()?,
+        d_img: d_img.warp_store()?,
+        d_txt: d_txt.warp_store()?,
+    })
 }
 
 impl Engine for Sm90Engine {
@@ -189,23 +196,23 @@ impl Engine for Sm90Engine {
         let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, band)
             .with_a_origin(block.row, 0)
             .with_b_origin(block.col, 0);
-        let maps = self.maps(call)?;
+        let (maps, g) = self.maps(call)?;
         let (kernel, txt) =
             if call.gradient { (&self.loss_and_gradient, &maps.txt_rows) } else { (&self.loss, &maps.txt_rows_shared) };
         // SAFETY: the maps are of the call's live memory; `sums` has a slot for every warp.
-        unsafe { kernel.launch(call.stream, call.info, [&maps.img_rows, txt, &maps.g_store], shape, params) }
+        unsafe { kernel.launch(call.stream, call.info, [&maps.img_rows, txt, &g.store], shape, params) }
     }
 
     unsafe fn d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {
         let shape = GemmShape::new(block.rows, self.problem.dim, block.cols, GRADIENT_BAND).with_b_origin(0, block.col);
         let row = if self.gradients.0 == Gradient::Direct { block.row as u32 } else { 0 };
         let params = GradientParams { factor: call.factor, first: u32::from(block.col == 0), row };
-        let maps = self.maps(call)?;
+        let (maps, g) = self.maps(call)?;
         match &mut self.d_img {
             Product::Library(gemms) => gemms.d_img(call, block),
             // SAFETY: the maps are of the call's live memory.
             Product::Kernel(kernel) => unsafe {
-                kernel.launch(call.stream, call.info, [&maps.g_rows, &maps.txt_columns, &maps.d_img], shape, params)
+                kernel.launch(call.stream, call.info, [&g.rows, &maps.txt_columns, &maps.d_img], shape, params)
             },
         }
     }
@@ -213,12 +220,12 @@ impl Engine for Sm90Engine {
     unsafe fn d_txt(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {
         let shape = GemmShape::new(block.cols, self.problem.dim, block.rows, GRADIENT_BAND).with_b_origin(0, block.row);
         let params = GradientParams { factor: call.factor, first: u32::from(block.row == 0), row: block.col as u32 };
-        let maps = self.maps(call)?;
+        let (maps, g) = self.maps(call)?;
         match &mut self.d_txt {
             Product::Library(gemms) => gemms.d_txt(call, block),
             // SAFETY: the maps are of the call's live memory.
             Product::Kernel(kernel) => unsafe {
-                kernel.launch(call.stream, call.info, [&maps.g_columns, &maps.img_columns, &maps.d_txt], shape, params)
+                kernel.launch(call.stream, call.info, [&g.columns, &maps.img_columns, &maps.d_txt], shape, params)
             },
         }
     }
