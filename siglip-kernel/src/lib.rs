@@ -42,7 +42,7 @@
 //! # Routes
 //! | [`Route`] | dtypes | GPUs | how |
 //! |---|---|---|---|
-//! | [`Chunked`](Route::Chunked) | f16, bf16 | sm_90 (H100, H200) | TMA and warpgroup products, loss and q in the epilogue of the first; gradients that are summed over several blocks by cuBLASLt, where it is installed |
+//! | [`Chunked`](Route::Chunked) | f16, bf16 | sm_90 (H100, H200) | TMA and warpgroup products, loss and q in the epilogue of the first; the gradient products by cuBLASLt where both are sums over several blocks and it is installed and works, else by own kernels |
 //! | [`Chunked`](Route::Chunked) | f32 | sm_90 (H100, H200) | the same at f32 accuracy: every operand as two f16 planes, three products for one |
 //! | [`Portable`](Route::Portable) | f16, bf16 | sm_80 and newer | `mma.sync` with the same epilogue, gradient products by cuBLASLt |
 //! | [`Fp8`](Route::Fp8) | f16, bf16 | sm_90 | as `Chunked`, with logits from inputs rounded to e4m3: an approximation, never chosen by itself |
@@ -74,8 +74,9 @@
 //! * The same plan, or another of equal problem, options and device, gives the same bits on every run.
 //!
 //! # CUDA graphs
-//! A call queues its work on the plan's stream and returns: no allocation, no host sync. After one call outside it can be captured, on a stream of
-//! its own and with cudarc's event tracking off; [`Gpu`] says why. A captured call replays with the addresses it was captured with.
+//! A call queues its work on the plan's stream and returns: no allocation, no host sync. It can be captured, on a stream of its own and with cudarc's
+//! event tracking off ([`Gpu`] says why), after one like it outside of the capture: with or without gradients as it, and with the same row strides and
+//! alignments of its matrices, for which cuBLASLt's plans are made. A captured call replays with the addresses it was captured with.
 //!
 //! # Errors
 //! A mistake gives an [`enum@Error`] that names the argument, what was found and what was expected: shape, dtype, device, stride, alignment,

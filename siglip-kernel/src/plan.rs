@@ -15,7 +15,7 @@ use crate::workspace::{Regions, fp8_stride, gain_log2, padded_dim, pads};
 /// Everything decided ahead for one problem on one device: kernels, block size, workspace.
 ///
 /// A plan is made once and called many times. A call queues its work on the plan's stream and returns; it neither waits for the device
-/// nor allocates on it, so it can be captured into a graph (after one call outside of the capture, see [`Gpu`]). The same inputs give the
+/// nor allocates on it, so it can be captured into a graph (after one call like it outside of the capture, see the crate's page). The same inputs give the
 /// same bits on every call.
 ///
 /// Making a plan compiles its kernels if no earlier process did (seconds, once) and allocates the workspace.

@@ -6,7 +6,7 @@ use kernel_core::probe::{Library, ensure};
 use kernel_core::{DType, GemmPlan, GemmSpec, Gpu, MatrixSpec};
 
 use super::{At, Call};
-use crate::blocks::Block;
+use crate::blocks::{Block, TILE};
 use crate::error::Result;
 
 /// Plans by shape: full blocks and the edges make few shapes, all of them seen in the first call.
@@ -20,9 +20,13 @@ pub(crate) struct Gemms {
 }
 
 impl Gemms {
-    /// An error without cuBLASLt, rather than in the first call.
+    /// An error without a cuBLASLt that works, rather than in the first call: the library may be there and its handle find no memory.
     pub(crate) fn new(gpu: &Gpu, dtype: DType, dim: usize, workspace: usize) -> Result<Self> {
         ensure(Library::CublasLt)?;
+        let matrix = |dtype, cols| MatrixSpec { dtype, transposed: false, row_stride: cols };
+        let padded = dim.next_multiple_of(TILE);
+        let (a, b, c) = (matrix(dtype, TILE), matrix(dtype, padded), matrix(DType::F32, padded));
+        GemmPlan::new(gpu, GemmSpec { m: TILE, n: dim, k: TILE, a, b, c }, workspace)?;
         Ok(Self { gpu: gpu.clone(), dtype, dim, workspace, plans: HashMap::new() })
     }
 
