@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::io::{Gradients, Inputs};
 use crate::kernels::{ForwardParams, MaskParams, NormParams, Prepare, ReduceParams, ScheduleParams, TextsArg};
 use crate::problem::{BackwardRoute, Options, Pairing, Problem, Route, shape};
-use crate::scorer::Scorer;
+use crate::scorer::{Scorer, Scratch};
 use crate::tables::Tables;
 use crate::tiles::{Division, ENTRY_COST};
 use crate::workspace::{Regions, SideRegions};
@@ -217,9 +217,12 @@ impl Plan {
             tiles: self.division.tiles as u32,
             stages: 0,
         };
-        let padded = [self.regions.queries.padded, self.regions.docs.padded].map(|region| self.workspace.ptr(region));
+        let scratch = Scratch {
+            padded: [self.regions.queries.padded, self.regions.docs.padded].map(|region| self.workspace.ptr(region)),
+            block_firsts: self.tables.block_firsts(),
+        };
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, of the tables and of the workspace.
-        unsafe { self.scorer.launch(&gpu, &self.problem, &self.division, &self.prepare, padded, params) }?;
+        unsafe { self.scorer.launch(&gpu, &self.problem, &self.division, &self.prepare, scratch, params) }?;
         if !self.division.whole {
             let params = ReduceParams {
                 items,

@@ -3,7 +3,7 @@
 use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
-use crate::kernels::{Choosers, Shape};
+use crate::kernels::{Choosers, Shape, StreamShape};
 use crate::rows::RowAccess;
 
 const HEADERS: &[(&str, &str)] = &[
@@ -28,6 +28,7 @@ program!(PREPARE, "prepare");
 program!(FORWARD_PORTABLE, "forward_portable");
 program!(FORWARD_MMA, "forward_mma");
 program!(FORWARD_SM90, "forward_sm90");
+program!(FORWARD_STREAM, "forward_stream");
 program!(SETTLE, "settle");
 program!(TOP_K, "top_k");
 program!(BACKWARD_QUERIES, "backward_queries");
@@ -75,6 +76,21 @@ pub(crate) fn forward_sm90(dtype: DType, shape: Shape, argmax: bool) -> Variant 
             ("TILE_TOKENS", shape.tokens.to_string()),
             ("QUERY_BLOCKS", shape.query_blocks.to_string()),
             ("NORMALIZED", flag(shape.norms)),
+        ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+pub(crate) fn forward_stream(dtype: DType, shape: StreamShape, argmax: bool) -> Variant {
+    Variant {
+        program: &FORWARD_STREAM,
+        entry: "maxsim_forward_stream",
+        defines: vec![
+            ("ELEMENT", element(dtype)),
+            ("WITH_ARGMAX", flag(argmax)),
+            ("ROW_PIECES", shape.row_pieces.to_string()),
+            ("QUERY_STEPS", shape.query_steps.to_string()),
         ],
         hot: true,
         min_arch: Some("sm_90a"),
@@ -143,6 +159,7 @@ pub fn variants() -> Vec<Variant> {
     for dtype in [DType::F16, DType::Bf16] {
         for argmax in [false, true] {
             all.extend(Shape::all().map(|shape| forward_sm90(dtype, shape, argmax)));
+            all.extend(StreamShape::all().map(|shape| forward_stream(dtype, shape, argmax)));
             all.extend([4, 8, 0].map(|steps| forward_mma(dtype, steps, argmax)));
         }
         all.push(settle(dtype));

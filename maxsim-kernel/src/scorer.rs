@@ -5,8 +5,8 @@ use kernel_core::{DType, DeviceInfo, Gpu, LastMaps, TensorMap};
 
 use crate::error::Result;
 use crate::kernels::{
-    ForwardMma, ForwardParams, ForwardPortable, ForwardSm90, HopperParams, PadParams, Prepare, RowsAt, Settle,
-    SettleParams, Shape, TextsArg, maps,
+    ForwardMma, ForwardParams, ForwardPortable, ForwardSm90, ForwardStream, HopperParams, PadParams, Prepare, RowsAt,
+    Settle, SettleParams, Shape, StreamParams, StreamShape, TextsArg, maps,
 };
 use crate::problem::{Pairing, Problem, Route};
 use crate::tiles::{Division, TILE_ROWS, query_tiles};
@@ -15,6 +15,15 @@ use crate::tiles::{Division, TILE_ROWS, query_tiles};
 const ROW_ELEMENTS: usize = 8;
 /// How much of the L2 cache a chunk of documents may fill while all queries meet it.
 const L2_SHARE: usize = 2;
+
+/// Addresses of a plan's own memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scratch {
+    /// Padded rows of queries and documents, where there are any.
+    pub(crate) padded: [u64; 2],
+    /// Of [`StreamParams`].
+    pub(crate) block_firsts: u64,
+}
 
 /// Kernels come with and without the argmax.
 pub(crate) enum Scorer {
@@ -32,6 +41,8 @@ pub(crate) struct Hopper {
     shape: Shape,
     kernels: [ForwardSm90; 2],
     settle: Settle,
+    /// Of few query rows, where documents' rows follow one another.
+    stream: Option<ForwardStream>,
     /// The call that last met a NaN maximum, in device memory; calls are numbered from 1.
     nan_epoch: CudaSlice<u32>,
     epoch: u32,
@@ -49,10 +60,12 @@ impl Scorer {
         }
         let shape = Shape::choose(problem);
         let kernel = |argmax| ForwardSm90::new(gpu, dtype, shape, argmax);
+        let stream = Self::stream(gpu.info(), problem);
         Ok(Self::Hopper(Box::new(Hopper {
             shape,
             kernels: [kernel(false)?, kernel(true)?],
             settle: Settle::new(gpu, dtype)?,
+            stream: stream.map(|stream| ForwardStream::new(gpu, dtype, stream)).transpose()?,
             nan_epoch: gpu.alloc(1)?,
             epoch: 0,
             maps: LastMaps::new(),
@@ -78,7 +91,14 @@ impl Scorer {
             return Division::new(problem, tiles.clamp(1, most), ForwardMma::most_blocks(info), chunk_bytes);
         }
         let held = Shape::choose(problem).tiles_of_block(info, problem.dim, tiles.max(1));
-        Division::new(problem, held, info.sm_count as usize, chunk_bytes)
+        Division {
+            streamed: Self::stream(info, problem).is_some(),
+            ..Division::new(problem, held, info.sm_count as usize, chunk_bytes)
+        }
+    }
+
+    fn stream(info: &DeviceInfo, problem: &Problem) -> Option<StreamShape> {
+        StreamShape::choose(info, problem, Self::padded_dim(problem).unwrap_or(problem.dim))
     }
 
     /// Elements of a padded row, where the route copies rows to where they are aligned.
@@ -94,22 +114,22 @@ impl Scorer {
     }
 
     /// # Safety
-    /// The addresses in `params` must be live memory of the sizes that the problem says; `padded` of padded rows, where there are any.
+    /// The addresses in `params` must be live memory of the sizes that the problem says, those of `scratch` of those that the division says.
     pub(crate) unsafe fn launch(
         &mut self,
         gpu: &Gpu,
         problem: &Problem,
         division: &Division,
         prepare: &Prepare,
-        padded: [u64; 2],
+        scratch: Scratch,
         mut params: ForwardParams,
     ) -> Result<()> {
-        let rows = pad(gpu, problem, prepare, padded, &mut params)?;
+        let rows = pad(gpu, problem, prepare, scratch.padded, &mut params)?;
         match self {
             // SAFETY: the caller's promise.
             Self::Portable(portable) => unsafe { portable.launch(gpu, problem, division, rows, params) },
             // SAFETY: the caller's promise.
-            Self::Hopper(hopper) => unsafe { hopper.launch(gpu, problem, division, rows, params) },
+            Self::Hopper(hopper) => unsafe { hopper.launch(gpu, problem, division, rows, scratch, params) },
         }
     }
 }
@@ -179,10 +199,30 @@ impl Hopper {
         problem: &Problem,
         division: &Division,
         at: [RowsAt; 2],
+        scratch: Scratch,
         params: ForwardParams,
     ) -> Result<()> {
         let (stream, info) = (gpu.stream(), gpu.info());
         let dim = Scorer::padded_dim(problem).unwrap_or(problem.dim);
+        if let Some(kernel) = &self.stream
+            && at[1].row_stride == dim
+        {
+            let (docs, blocks) = (problem.docs.count(), division.blocks);
+            let params = StreamParams {
+                queries: params.queries,
+                docs: params.docs,
+                dim: dim as u32,
+                query_rows: problem.queries.rows() as u32,
+                share: (docs / blocks) as u32,
+                rest: (docs % blocks) as u32,
+                firsts: scratch.block_firsts,
+                scores: params.sums,
+                argmax: params.argmax,
+                ..StreamParams::default()
+            };
+            // SAFETY: the caller's promise.
+            return unsafe { kernel.launch(gpu, blocks, problem.docs.rows(), params) };
+        }
         let maps = self.maps.of(at, || maps(problem.dtype, dim, self.shape, at[0], at[1]))?;
         self.epoch = self.epoch.checked_add(1).unwrap_or(1);
         let nan_epoch = {

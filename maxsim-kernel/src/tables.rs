@@ -41,6 +41,7 @@ pub(crate) struct Tables {
     segments: Table<u32>,
     chunk_starts: Table<u32>,
     starts: Table<u32>,
+    block_firsts: Table<u32>,
     even: Even,
     query_meetings: [Table<u32>; 2],
     doc_meetings: [Table<u32>; 2],
@@ -70,6 +71,12 @@ impl Tables {
             let (starts, slots) = if list.is_empty() { Default::default() } else { group(texts, &members) };
             Ok([Table::upload(gpu, &starts)?, Table::upload(gpu, &slots)?])
         };
+        let block_firsts = match &problem.docs {
+            Spans::Packed(offsets) if division.streamed => {
+                division.starts.iter().flat_map(|&doc| [doc, offsets[doc as usize] as u32]).collect()
+            }
+            _ => Vec::new(),
+        };
         Ok(Self {
             query_offsets: Table::upload(gpu, &offsets(&problem.queries))?,
             doc_offsets: Table::upload(gpu, &offsets(&problem.docs))?,
@@ -80,6 +87,7 @@ impl Tables {
             segments: Table::upload(gpu, &division.query_segments)?,
             chunk_starts: Table::upload(gpu, if one_chunk { &[] } else { &division.chunk_starts })?,
             starts: Table::upload(gpu, if even { &[] } else { &division.starts })?,
+            block_firsts: Table::upload(gpu, &block_firsts)?,
             even: if even { division.even(problem) } else { Even::default() },
             query_meetings: meetings(problem.queries.count(), list.iter().map(|pair| pair.0).collect())?,
             doc_meetings: meetings(problem.docs.count(), list.iter().map(|pair| pair.1).collect())?,
@@ -87,7 +95,7 @@ impl Tables {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        let words = [&self.list, &self.segments, &self.chunk_starts, &self.starts];
+        let words = [&self.list, &self.segments, &self.chunk_starts, &self.starts, &self.block_firsts];
         let longs = [&self.query_offsets, &self.doc_offsets, &self.list_args];
         let meetings = self.query_meetings.iter().chain(&self.doc_meetings);
         let tables = words.into_iter().chain(meetings).map(Table::bytes).sum::<usize>();
@@ -119,6 +127,11 @@ impl Tables {
 
     pub(crate) fn segments(&self) -> u64 {
         self.segments.address
+    }
+
+    /// Each block's first document and that one's first row, and the end, where documents are packed and streamed.
+    pub(crate) fn block_firsts(&self) -> u64 {
+        self.block_firsts.address
     }
 
     /// The spans of one side; rows, mask and scales are the caller's to fill in.

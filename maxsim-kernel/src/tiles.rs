@@ -79,6 +79,8 @@ pub(crate) struct Division {
     pub(crate) blocks: usize,
     /// Units of each block, per chunk.
     pub(crate) starts: Vec<u32>,
+    /// Whether documents are streamed past few query rows, unless a call brings rows with gaps.
+    pub(crate) streamed: bool,
     /// Cross only.
     pub(crate) query_tiles: Vec<QueryTile>,
     pub(crate) query_segments: Vec<u32>,
@@ -137,6 +139,7 @@ impl Division {
                 chunk_starts,
                 blocks: (row_blocks * widest).min(most_blocks),
                 starts: Vec::new(),
+                streamed: false,
                 query_tiles,
                 query_segments,
             };
@@ -156,6 +159,7 @@ impl Division {
             chunk_starts: vec![0, slots as u32],
             blocks: (slots * parts).min(most_blocks),
             starts: Vec::new(),
+            streamed: false,
             query_tiles: Vec::new(),
             query_segments: Vec::new(),
         };

@@ -86,13 +86,45 @@ fn normalised_scores_and_gradients_are_near_the_reference() {
     }
 }
 
+/// Few query rows, which many documents' tokens are streamed past: runs that begin and end anywhere in a document, documents of many runs, empty ones.
+#[test]
+fn documents_streamed_past_few_query_rows_are_exact() {
+    let Some(gpu) = gpu() else { return };
+    let ragged = || Spans::of_lengths((0..700).map(|i| if i % 50 < 3 { 0 } else { i * 37 % 91 }));
+    let long = |i| match i {
+        5 => 20_000,
+        700 => 9_000,
+        _ => i % 3,
+    };
+    let cases = [
+        (Spans::padded(1, 32), ragged(), 48),
+        (Spans::padded(3, 20), ragged(), 96),
+        (Spans::padded(64, 1), ragged(), 8),
+        (Spans::of_lengths([0, 5, 0, 50, 1]), ragged(), 100),
+        (Spans::padded(2, 17), Spans::padded(3000, 1), 128),
+        (Spans::padded(1, 64), Spans::padded(600, 77), 128),
+        (Spans::padded(1, 33), Spans::padded(540, 150), 64),
+        (Spans::padded(1, 5), Spans::of_lengths((0..1000).map(long)), 16),
+        (Spans::padded(1, 7), Spans::of_lengths((0..2000).map(|i| if i / 500 % 2 == 1 { 0 } else { i % 4 })), 24),
+    ];
+    for (queries, docs, dim) in cases {
+        for numbers in [Numbers::Integers, Numbers::Ones] {
+            let case = Case { queries: queries.clone(), docs: docs.clone(), dim, numbers, ..Case::default() };
+            run_exact::<bf16>(&gpu, &case);
+        }
+        run_exact::<f16>(&gpu, &Case { queries, docs, dim, ..Case::default() });
+    }
+}
+
 /// Rows that begin anywhere: the same choices and, small integers being exact, the same scores as from aligned ones.
 #[test]
 fn rows_of_any_alignment_score_alike() {
     let Some(gpu) = gpu() else { return };
     for queries in [Spans::padded(1, 20), Spans::padded(5, 33), Spans::padded(2, 150)] {
-        common::run_unaligned::<bf16>(&gpu, &queries, &Spans::of_lengths([70, 0, 300, 9]));
-        common::run_unaligned::<f16>(&gpu, &queries, &Spans::padded(3, 65));
+        for (route, gap) in [(Route::Portable, 1), (Route::Auto, 8)] {
+            common::run_with_gaps::<bf16>(&gpu, route, gap, &queries, &Spans::of_lengths([70, 0, 300, 9]));
+            common::run_with_gaps::<f16>(&gpu, route, gap, &queries, &Spans::padded(600, 5));
+        }
     }
 }
 

@@ -280,19 +280,19 @@ pub(crate) fn run_near<T: Number>(gpu: &Gpu, case: &Case) {
 
 /// One bad element in a document and in a query that count, and in masked ones.
 pub(crate) fn run_not_finite<T: Number>(gpu: &Gpu, route: Route, value: f32) {
-    for normalize in [false, true] {
+    for (queries, masked, normalize) in [(6, true, false), (6, true, true), (3, false, false), (3, false, true)] {
         let case = Case {
-            queries: Spans::padded(6, 20),
-            docs: Spans::padded(9, 170),
+            queries: Spans::padded(queries, 20),
+            docs: Spans::padded(if masked { 9 } else { 600 }, 170),
             dim: 64,
-            masks: (true, true),
+            masks: (masked, masked),
             normalize,
             options: Options { route, ..Options::default() },
             ..Case::default()
         };
         let mut data = Data::<T>::new(&case);
         let kept = |mask: &Option<Vec<bool>>, from: usize| {
-            mask.as_ref().and_then(|mask| (from..mask.len()).find(|&row| mask[row])).unwrap()
+            mask.as_ref().map_or(from, |mask| (from..mask.len()).find(|&row| mask[row]).unwrap())
         };
         let (query_row, doc_row) = (kept(&data.query_mask, 2 * 20), kept(&data.doc_mask, 3 * 170 + 5));
         data.queries[query_row * 64 + 3] = to(value);
@@ -311,14 +311,15 @@ pub(crate) fn run_not_finite<T: Number>(gpu: &Gpu, route: Route, value: f32) {
     }
 }
 
-pub(crate) fn run_unaligned<T: Number>(gpu: &Gpu, queries: &Spans, docs: &Spans) {
-    let (dim, options) = (64, Options { route: Route::Portable, ..Options::default() });
+/// Rows with `gap` elements of NaN behind each.
+pub(crate) fn run_with_gaps<T: Number>(gpu: &Gpu, route: Route, gap: usize, queries: &Spans, docs: &Spans) {
+    let (dim, options) = (64, Options { route, ..Options::default() });
     let case = Case { queries: queries.clone(), docs: docs.clone(), dim, options, ..Case::default() };
     let data = Data::<T>::new(&case);
     let expected = data.on_host();
-    let stride = dim + 1;
+    let stride = dim + gap;
     let spread = |tokens: &[T]| {
-        let rows = tokens.chunks(dim).flat_map(|row| row.iter().copied().chain([to(f32::NAN)]));
+        let rows = tokens.chunks(dim).flat_map(|row| row.iter().copied().chain(vec![to(f32::NAN); gap]));
         gpu.upload(&rows.collect::<Vec<_>>()).unwrap()
     };
     let (queries, docs) = (spread(&data.queries), spread(&data.docs));

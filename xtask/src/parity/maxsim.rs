@@ -62,10 +62,13 @@ fn cases() -> impl Strategy<Value = Case> {
         any::<u64>(),
     )
         .prop_map(|(kind, (queries, docs), (query_len, doc_len), dim, [packed, normalize], dropped, data_seed)| {
-            let docs = match kind {
-                Kind::Candidates(per_query) => queries * per_query,
-                Kind::Pairs => queries,
-                Kind::Cross | Kind::List(_) => docs,
+            let few = query_len * queries <= 64;
+            let (docs, doc_len) = match kind {
+                Kind::Candidates(per_query) => (queries * per_query, doc_len),
+                Kind::Pairs => (queries, doc_len),
+                // Few query rows meet many documents in other ways than many do.
+                Kind::Cross if few && docs > 4 => (docs * 120, doc_len.min(20)),
+                Kind::Cross | Kind::List(_) => (docs, doc_len),
             };
             Case { kind, queries, docs, query_len, doc_len, dim, packed, dropped, normalize, data_seed }
         })
