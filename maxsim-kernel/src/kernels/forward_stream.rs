@@ -15,14 +15,13 @@ const STEP: usize = 16;
 /// Steps of d, as compiled.
 const QUERY_STEPS: [usize; 4] = [3, 4, 6, 8];
 const WARPS: usize = 8;
-const MAX_STAGES: usize = 8;
+/// Of the ring of a warp, of about so many bytes each: more of them do not help.
+const STAGES: usize = 3;
+const STAGE_BYTES: usize = 4 * 1024;
 /// Tokens of a stage are a multiple of what a warp multiplies at once, at most.
 const COLUMNS: usize = 16;
 /// `Control` of the kernel.
 const CONTROL_BYTES: usize = 13 * 1024;
-/// Of a stage, and of the rings of a block.
-const STAGE_BYTES: usize = 4 * 1024;
-const RING_BYTES: usize = 96 * 1024;
 /// Blocks have whole documents: with fewer than so many each, some would have far more to do than others.
 const DOCS_PER_BLOCK: usize = 4;
 /// Documents of more than so many times the L2 push everything else out of it all the same, and are read faster if they may.
@@ -41,7 +40,6 @@ pub(crate) struct StreamShape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ring {
     stage_tokens: usize,
-    stages: usize,
     /// Of dynamic shared memory in all.
     bytes: usize,
 }
@@ -58,7 +56,7 @@ impl StreamShape {
         let rows = problem.queries.rows();
         let plain = !problem.query_mask && !problem.doc_mask && !problem.normalize && problem.dtype != DType::F32;
         let few = (1..=TILE_ROWS).contains(&rows) && problem.queries.count() <= TILE_ROWS;
-        let many = problem.docs.count() >= DOCS_PER_BLOCK * info.sm_count as usize;
+        let many = problem.docs.count() >= DOCS_PER_BLOCK * info.sm_count as usize && problem.docs.rows() > 0;
         if problem.pairing != Pairing::Cross || !plain || !few || !many {
             return None;
         }
@@ -70,9 +68,8 @@ impl StreamShape {
     fn ring(self, dim: usize) -> Ring {
         let row_bytes = 2 * dim;
         let stage_tokens = (STAGE_BYTES / row_bytes).min(128) / COLUMNS * COLUMNS;
-        let stages = (RING_BYTES / (WARPS * stage_tokens * row_bytes)).min(MAX_STAGES);
         let queries = self.row_pieces * PIECE_ROWS * row_bytes;
-        Ring { stage_tokens, stages, bytes: CONTROL_BYTES + WARPS * stages * stage_tokens * row_bytes + queries }
+        Ring { stage_tokens, bytes: CONTROL_BYTES + WARPS * STAGES * stage_tokens * row_bytes + queries }
     }
 }
 
@@ -119,7 +116,7 @@ impl ForwardStream {
         let keep_cache = rows * params.dim as usize * 2 <= KEEP_CACHE * info.l2_bytes;
         let params = StreamParams {
             stage_tokens: ring.stage_tokens as u32,
-            stages: ring.stages as u32,
+            stages: STAGES as u32,
             keep_cache: u32::from(keep_cache),
             ..params
         };
@@ -155,12 +152,14 @@ mod tests {
             for rows in [1, 32, 33, 64] {
                 let shape = shape(rows, 1000, dim).unwrap();
                 let ring = shape.ring(dim);
-                assert!(ring.bytes <= info.shared_bytes_optin && ring.stages > 2, "{ring:?}");
+                assert!(ring.bytes <= info.shared_bytes_optin, "{ring:?}");
                 assert!(ring.stage_tokens.is_multiple_of(COLUMNS) && ring.stage_tokens > 0, "{ring:?}");
                 assert!(shape.query_steps * STEP >= dim && shape.row_pieces * PIECE_ROWS >= rows);
             }
         }
         assert_eq!([shape(65, 1000, 128), shape(32, 1000, 136), shape(32, 500, 128)], [None; 3]);
+        let without_tokens = Problem::cross(Spans::padded(1, 32), Spans::padded(1000, 0), 128, DType::Bf16);
+        assert_eq!(StreamShape::choose(&info, &without_tokens, 128), None);
         assert_eq!(shape(32, 1000, 48), Some(StreamShape { row_pieces: 2, query_steps: 3 }));
         assert_eq!((size_of::<StreamParams>(), std::mem::offset_of!(StreamParams, firsts)), (200, 176));
     }
