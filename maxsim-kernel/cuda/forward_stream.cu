@@ -4,7 +4,7 @@
 //
 // The tokens of all documents follow one another in memory. Each block has some documents, and each of its warps an equal run of their tokens, wherever
 // documents begin and end, which it copies through a ring of its own: no warp waits for another until it is done. Bulk copies of whole tokens need no tensor
-// map, which a lone call waits 2 us for, and reach 4.5 TB/s where tensor copies reach 4.2. A document that lies in several runs is put together at the end.
+// map, which a lone call waits 1 us for, and reach 4.5 TB/s where tensor copies reach 4.2. A document that lies in several runs is put together at the end.
 #include "numerics.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/matrix.cuh"
@@ -46,7 +46,7 @@ struct Control {
 constexpr u32 CONTROL_BYTES = 13 * 1024;
 static_assert(sizeof(Control) <= CONTROL_BYTES, "CONTROL_BYTES of the launcher");
 
-// `first_to_leave`: what is read leaves the L2 before what was written there, which then need not be written back for it: 2 to 3 us of a lone call.
+// `first_to_leave`: what is read leaves the L2 before what was written there, which then need not be written back for it: 3 to 5 us of a lone call.
 DEV void copy_bulk(u32 shared, const void* global, u32 bytes, u32 barrier, bool first_to_leave) {
   if (first_to_leave)
     asm volatile(
@@ -137,7 +137,7 @@ struct Stream {
   Document doc;
 
   DEV u32 pitch() const { return 2 * params.dim; }
-  // The first row of a run of this block. Eight rows begin at multiples of 128 bytes.
+  // The first row of a run of this block: a multiple of eight from the block's own.
   DEV static u32 run_start(u32 block_begin, u32 block_end, u32 warp) {
     return min_of(block_begin + ceil_div(block_end - block_begin, 8) * warp / WARPS * 8, block_end);
   }

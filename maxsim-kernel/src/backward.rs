@@ -39,20 +39,15 @@ pub(crate) struct Backward {
     route: BackwardRoute,
     gpu: Gpu,
     splits: usize,
-    choosers: Choosers,
+    /// Of the document that most query tokens meet, see [`places`].
+    places: usize,
     /// Loaded when first used: a plan for scores alone compiles none.
     kernels: Vec<Kernels>,
 }
 
 impl Backward {
     pub(crate) fn new(gpu: &Gpu, route: BackwardRoute, problem: &Problem) -> Self {
-        Self {
-            route,
-            gpu: gpu.clone(),
-            splits: splits(problem),
-            choosers: Choosers::of_places(places(problem)),
-            kernels: Vec::new(),
-        }
+        Self { route, gpu: gpu.clone(), splits: splits(problem), places: places(problem), kernels: Vec::new() }
     }
 
     pub(crate) fn route(&self) -> BackwardRoute {
@@ -69,7 +64,7 @@ impl Backward {
                     access,
                     queries: BackwardQueries::new(gpu, dtype, access, false)?,
                     both: unified.then(|| BackwardQueries::new(gpu, dtype, access, true)).transpose()?,
-                    docs: BackwardDocs::new(gpu, dtype, access, self.choosers)?,
+                    docs: BackwardDocs::new(gpu, dtype, access, Choosers::of_places(self.places))?,
                     finish: FinishGradients::new(gpu, dtype, access)?,
                 });
                 self.kernels.len() - 1
@@ -82,19 +77,18 @@ impl Backward {
     /// The addresses in `call` must be live memory of the sizes that its problem says.
     pub(crate) unsafe fn run(&mut self, call: &Call<'_>) -> Result<()> {
         let Call { problem, gpu, .. } = *call;
-        let places = places(problem);
-        if places > MOST_PLACES {
-            let expected =
-                format!("at most {MOST_PLACES} in queries as long as the longest, rounded up to a power of two");
-            return Err(shape("query tokens beside one document", places, expected));
-        }
         let access = RowAccess::choose(problem.dtype, problem.dim, call.aligned);
-        let split = self.splits;
+        let (split, places) = (self.splits, self.places);
         let (stream, info) = (gpu.stream(), gpu.info());
         let kernels = self.kernels(problem, access)?;
         let (queries, longest_query) = (problem.queries.count(), problem.queries.longest());
         let rows = [problem.queries.rows(), problem.docs.rows()];
         let [wants_queries, wants_docs] = [0, 1].map(|side| call.gradients[side].0 != 0 && rows[side] > 0);
+        if wants_docs && kernels.both.is_none() && places > MOST_PLACES {
+            let expected =
+                format!("at most {MOST_PLACES} in queries as long as the longest, rounded up to a power of two");
+            return Err(shape("query tokens beside one document", places, expected));
+        }
         let params = |side: usize, splits: usize, sharers: usize| GradientParams {
             items: call.items,
             queries: call.texts[0],
@@ -152,13 +146,16 @@ impl Backward {
     }
 }
 
-/// Places, as [`places_log2`] counts them, of the query tokens that may choose in one document.
+/// Places, as [`places_log2`] counts them, of the query tokens that may choose in one document: the most of any.
 fn places(problem: &Problem) -> usize {
     let of_query = 1usize << places_log2(problem.queries.longest());
     match &problem.pairing {
         Pairing::Cross => problem.queries.count().saturating_mul(of_query),
         Pairing::Candidates { .. } | Pairing::Pairs => of_query,
-        // A document may stand in the list any number of times.
-        Pairing::List(list) => list.len().saturating_mul(of_query),
+        Pairing::List(list) => {
+            let mut meetings = vec![0usize; problem.docs.count()];
+            list.iter().for_each(|&(_, doc)| meetings[doc] += 1);
+            meetings.into_iter().max().unwrap_or(0).saturating_mul(of_query)
+        }
     }
 }

@@ -16,7 +16,8 @@ const HELD_SCORES: usize = 1 << 24;
 /// Bytes of documents that are copied at once from host memory.
 const COPIED_BYTES: usize = 128 << 20;
 
-/// The best documents of each query, best first. Equal scores are in the order of the documents; NaN comes after every number.
+/// The best documents of each query, best first. Equal scores are in the order of the documents; NaN comes after every number. Copies of one document
+/// score alike within a run; beside a run of far fewer documents they may differ in the last bit, as another kernel may add there in another order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ranking {
     /// Documents of each query: k, or all when there are fewer.

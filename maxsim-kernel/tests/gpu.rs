@@ -96,7 +96,10 @@ fn documents_streamed_past_few_query_rows_are_exact() {
         700 => 9_000,
         _ => i % 3,
     };
+    // The last document costs as much as many blocks' shares: blocks behind it have none.
+    let long_at_last = || Spans::of_lengths((0..600).map(|i| if i == 599 { 20_000 } else { 1 }));
     let cases = [
+        (Spans::padded(1, 32), long_at_last(), 64),
         (Spans::padded(1, 32), ragged(), 48),
         (Spans::padded(3, 20), ragged(), 96),
         (Spans::padded(64, 1), ragged(), 8),

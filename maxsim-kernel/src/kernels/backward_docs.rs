@@ -19,8 +19,8 @@ pub(crate) enum Choosers {
     Many,
 }
 
-/// Places that the kernel can walk through for one document: it counts steps of 128 in 32 bits, two ahead.
-pub(crate) const MOST_PLACES: usize = (u32::MAX as usize - 2) * 128;
+/// Places that the kernel can walk through for one document: it counts steps of 128 in 32 bits, and looks fewer ahead than its lists are long.
+pub(crate) const MOST_PLACES: usize = (u32::MAX as usize - 3072) * 128;
 
 impl Choosers {
     pub(crate) const ALL: [Self; 2] = [Self::Few, Self::Many];
