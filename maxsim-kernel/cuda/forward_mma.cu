@@ -6,6 +6,7 @@
 // query rows in registers as left operands and a share of the columns of each document tile, which comes through a ring of shared memory. Rows
 // of more than 128 elements go through the portable GEMM mainloop instead, both sides streamed.
 #include "forward.cuh"
+#include "found.cuh"
 #include "portable/mainloop.cuh"
 #include "ptx/matrix.cuh"
 
@@ -88,19 +89,9 @@ DEV Queries take_queries(const ForwardParams& params, Shared& shared, const Tile
   return {first.row, rows};
 }
 
-// The best so far of a thread's rows: rows lane / 4 + 8 h of piece i are at 2 i + h.
-struct Found {
-  float value[2 * ROW_PIECES];
-  int index[2 * ROW_PIECES];
-  DEV void clear() {
-#pragma unroll
-    for (u32 r = 0; r < 2 * ROW_PIECES; ++r) value[r] = MINUS_INFINITY, index[r] = -1;
-  }
-};
-
 // Takes what a warp multiplied: acc[i][4 j + 2 h + e] is row 16 i + 8 h + lane / 4 and column 8 j + 2 (lane % 4) + e. `token`: of column 0,
 // `tokens`: how many columns there are, `factors`: theirs, or null.
-DEV void search(float (&acc)[ROW_PIECES][4 * COLUMN_PIECES], Found& found, u32 token, u32 tokens, const float* factors) {
+DEV void search(float (&acc)[ROW_PIECES][4 * COLUMN_PIECES], Found<ROW_PIECES>& found, u32 token, u32 tokens, const float* factors) {
   const u32 column = threadIdx.x % 4 * 2;
   if (factors || tokens < COLUMNS) {
 #pragma unroll
@@ -122,12 +113,7 @@ DEV void search(float (&acc)[ROW_PIECES][4 * COLUMN_PIECES], Found& found, u32 t
 #pragma unroll
     for (u32 e = 0; e < 2; ++e)
 #pragma unroll
-      for (u32 r = 0; r < 2 * ROW_PIECES; ++r) {
-        // -0 becomes +0, and a NaN that wins always has the same bits: a best of other bits is a better one.
-        const float before = found.value[r], value = acc[r / 2][4 * j + r % 2 * 2 + e];
-        found.value[r] = max_nan(before, WITH_ARGMAX ? value + 0.f : value);
-        if (WITH_ARGMAX && __float_as_int(found.value[r]) != __float_as_int(before)) found.index[r] = (int)(token + column + 8 * j + e);
-      }
+      for (u32 r = 0; r < 2 * ROW_PIECES; ++r) found.take(r, acc[r / 2][4 * j + r % 2 * 2 + e], (int)(token + column + 8 * j + e));
 }
 
 // The best of a row of the block, times its scale; its choice is written.
@@ -144,18 +130,12 @@ DEV float settle_row(const ForwardParams& params, const Shared& shared, const Ti
 }
 
 // A document is done: the warps' findings are put together and added up.
-DEV void finish(const ForwardParams& params, Shared& shared, Found& found, const TileInfo& info, u32 first_row, u32 group, u32 groups) {
+DEV void finish(const ForwardParams& params, Shared& shared, const Found<ROW_PIECES>& found, const TileInfo& info, u32 first_row, u32 group, u32 groups) {
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const Items& items = params.items;
 #pragma unroll
   for (u32 r = 0; r < 2 * ROW_PIECES; ++r) {
-    Best best = {found.value[r], found.index[r]};
-#pragma unroll
-    for (u32 offset = 1; offset < 4; offset *= 2) {
-      const float value = __shfl_xor_sync(~0u, best.value, offset);
-      if constexpr (WITH_ARGMAX) best.merge(value, __shfl_xor_sync(~0u, best.index, offset));
-      else best.value = max_nan(best.value, value);
-    }
+    const Best best = found.of_quad(r);
     const u32 row = first_row + 8 * r + lane / 4;
     if (lane % 4 == 0) {
       shared.best[group][row] = best.value;
@@ -239,7 +219,7 @@ KERNEL __launch_bounds__(THREADS, 2) maxsim_forward_mma(const __grid_constant__ 
     copy_async_commit();
   }
   u32 fragments[QUERY_STEPS][2][4];
-  Found found;
+  Found<ROW_PIECES> found;
   found.clear();
   // Of the tile, of the tile to be loaded and of the one to be described: their places among the slots, and among what is said of tiles.
   for (u32 slot = 0, load_slot = stages - 1, about = 0, load_about = stages - 1, next_about = stages;;) {
@@ -289,7 +269,7 @@ KERNEL __launch_bounds__(THREADS, 2) maxsim_forward_mma(const __grid_constant__ 
   grid_dependency_wait();
   grid_dependency_launch();
   if (threadIdx.x == 0) shared.cursor = {{~0u, 0, 0, ~0u}, 0, 0, 0, 0, 0, 0, 0, false};
-  Found found;
+  Found<ROW_PIECES> found;
   found.clear();
   while (true) {
     if (threadIdx.x == 0) advance(params, shared.cursor, shared.tiles[0]);

@@ -13,13 +13,13 @@
 #include "numerics.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/matrix.cuh"
+#include "ptx/shared.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma_narrow.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 typedef ELEMENT E;
-
 
 struct HopperParams {
   Items items;
@@ -391,9 +391,7 @@ struct Consumer {
     }
   }
   DEV void read_about() {
-    u32 word;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(shared_address(control.tiles) + (u32)sizeof(TileInfo) * at.stage) : "memory");
-    about = uniform(word);
+    about = uniform(load_shared(shared_address(control.tiles) + (u32)sizeof(TileInfo) * at.stage));
   }
 
   // The token of this thread's first column.

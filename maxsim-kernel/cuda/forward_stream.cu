@@ -5,6 +5,7 @@
 // The tokens of all documents follow one another in memory. Each block has some documents, and each of its warps an equal run of their tokens, wherever
 // documents begin and end, which it copies through a ring of its own: no warp waits for another until it is done. Bulk copies of whole tokens need no tensor
 // map, which a lone call waits 1 us for, and reach 4.5 TB/s where tensor copies reach 4.2. A document that lies in several runs is put together at the end.
+#include "found.cuh"
 #include "numerics.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/matrix.cuh"
@@ -75,52 +76,32 @@ struct Document {
   }
 };
 
-// The best so far of a thread's rows: rows lane / 4 + 8 h of piece i are at 2 i + h.
-struct Found {
-  float value[2 * ROW_PIECES];
-  int index[2 * ROW_PIECES];
-  DEV void clear() {
+// acc[g][i][2 h + e] is row 16 i + 8 h + lane / 4 and column 8 g + 2 (lane % 4) + e, of which those from `from` up to `to` count. `token`: of column 0.
+template <bool ALL> DEV void take(Found<ROW_PIECES>& found, const float (&acc)[GROUPS][ROW_PIECES][4], int token, u32 from, u32 to) {
 #pragma unroll
-    for (u32 r = 0; r < 2 * ROW_PIECES; ++r) value[r] = MINUS_INFINITY, index[r] = -1;
-  }
-  // acc[g][i][2 h + e] is row 16 i + 8 h + lane / 4 and column 8 g + 2 (lane % 4) + e, of which those from `from` up to `to` count. `token`: of column 0.
-  template <bool ALL> DEV void take(const float (&acc)[GROUPS][ROW_PIECES][4], int token, u32 from, u32 to) {
+  for (u32 g = 0; g < GROUPS; ++g)
 #pragma unroll
-    for (u32 g = 0; g < GROUPS; ++g)
+    for (u32 e = 0; e < 2; ++e) {
+      const u32 column = 8 * g + threadIdx.x % 4 * 2 + e;
+      const bool counts = ALL || column - from < to - from;
 #pragma unroll
-      for (u32 e = 0; e < 2; ++e) {
-        const u32 column = 8 * g + threadIdx.x % 4 * 2 + e;
-        const bool counts = ALL || column - from < to - from;
-#pragma unroll
-        for (u32 r = 0; r < 2 * ROW_PIECES; ++r) {
-          // -0 becomes +0, and a NaN that wins always has the same bits: a best of other bits is a better one.
-          const float before = value[r], x = acc[g][r / 2][r % 2 * 2 + e];
-          value[r] = max_nan(before, counts ? WITH_ARGMAX ? x + 0.f : x : MINUS_INFINITY);
-          if (WITH_ARGMAX && __float_as_int(value[r]) != __float_as_int(before)) index[r] = token + (int)column;
-        }
-      }
-  }
-  // The best of each row, found by the four lanes that share it.
-  DEV void write(Piece& piece) {
-#pragma unroll
-    for (u32 r = 0; r < 2 * ROW_PIECES; ++r) {
-      Best best = {value[r], index[r]};
-#pragma unroll
-      for (u32 offset = 1; offset < 4; offset *= 2) {
-        const float other = __shfl_xor_sync(~0u, best.value, offset);
-        if constexpr (WITH_ARGMAX) best.merge(other, __shfl_xor_sync(~0u, best.index, offset));
-        else best.value = max_nan(best.value, other);
-      }
-      const u32 row = r * 8 + threadIdx.x % WARP / 4;
-      if (threadIdx.x % 4 == 0) {
-        piece.best[row] = best.value;
-        if constexpr (WITH_ARGMAX) piece.index[row] = best.index;
-      }
+      for (u32 r = 0; r < 2 * ROW_PIECES; ++r) found.take(r, acc[g][r / 2][r % 2 * 2 + e], token + (int)column, counts);
     }
-    clear();
-    __syncwarp();
+}
+// What was found goes to `piece`, and the search begins anew.
+DEV void write(Found<ROW_PIECES>& found, Piece& piece) {
+#pragma unroll
+  for (u32 r = 0; r < 2 * ROW_PIECES; ++r) {
+    const Best best = found.of_quad(r);
+    const u32 row = r * 8 + threadIdx.x % WARP / 4;
+    if (threadIdx.x % 4 == 0) {
+      piece.best[row] = best.value;
+      if constexpr (WITH_ARGMAX) piece.index[row] = best.index;
+    }
   }
-};
+  found.clear();
+  __syncwarp();
+}
 
 // Query rows as left operands: of a pair of steps and a piece two fragments, those of the first and the last four elements of each lane's eight.
 struct Fragments {
@@ -252,15 +233,15 @@ struct Stream {
   }
 
   // The columns of one multiply, of rows from `row` on, some of which end a document or the run.
-  DEV void take_ends(const float (&acc)[GROUPS][ROW_PIECES][4], Found& found, u32 row) {
+  DEV void take_ends(const float (&acc)[GROUPS][ROW_PIECES][4], Found<ROW_PIECES>& found, u32 row) {
     u32 from = 0;
     do {
       const u32 until = min_of(doc.end, end);
-      found.take<false>(acc, (int)(row - doc.start), from, min_of(until - row, COLUMNS));
+      take<false>(found, acc, (int)(row - doc.start), from, min_of(until - row, COLUMNS));
       if (until > row + COLUMNS) return;
       const u32 kind = doc.start < begin ? HEAD : doc.end > end ? TAIL : WHOLE;
       Piece& piece = control.pieces[warp][kind];
-      found.write(piece);
+      write(found, piece);
       if (doc.end > end) return;  // goes on in the next run
       if (kind == WHOLE) settle(piece, false);
       doc.next(params.docs);
@@ -271,7 +252,7 @@ struct Stream {
 
   // The whole run, of which the copies of the first stages are under way.
   DEV void walk() {
-    Found found;
+    Found<ROW_PIECES> found;
     found.clear();
     mbarrier::wait(shared_address(&control.queries_full), 0);
     Fragments held[PAIRS + ODD][ROW_PIECES];
@@ -290,7 +271,7 @@ struct Stream {
       for (u32 at = row; at < last; at += COLUMNS) {
         float acc[GROUPS][ROW_PIECES][4];
         multiply(acc, held, ring + (stage * params.stage_tokens + at - row) * pitch());
-        if (at + COLUMNS < min_of(doc.end, end)) found.take<true>(acc, (int)(at - doc.start), 0, COLUMNS);
+        if (at + COLUMNS < min_of(doc.end, end)) take<true>(found, acc, (int)(at - doc.start), 0, COLUMNS);
         else take_ends(acc, found, at);
       }
       __syncwarp();

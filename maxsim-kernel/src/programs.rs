@@ -8,6 +8,7 @@ use crate::rows::RowAccess;
 
 const HEADERS: &[(&str, &str)] = &[
     ("forward.cuh", include_str!("../cuda/forward.cuh")),
+    ("found.cuh", include_str!("../cuda/found.cuh")),
     ("gradients.cuh", include_str!("../cuda/gradients.cuh")),
     ("items.cuh", include_str!("../cuda/items.cuh")),
     ("rows.cuh", include_str!("../cuda/rows.cuh")),
