@@ -3,7 +3,7 @@
 use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
-use crate::kernels::{Choosers, Shape, StreamShape};
+use crate::kernels::{Choosers, ForwardMma, Shape, StreamShape};
 use crate::rows::RowAccess;
 
 const HEADERS: &[(&str, &str)] = &[
@@ -161,7 +161,7 @@ pub fn variants() -> Vec<Variant> {
         for argmax in [false, true] {
             all.extend(Shape::all().map(|shape| forward_sm90(dtype, shape, argmax)));
             all.extend(StreamShape::all().map(|shape| forward_stream(dtype, shape, argmax)));
-            all.extend([4, 8, 0].map(|steps| forward_mma(dtype, steps, argmax)));
+            all.extend(ForwardMma::all_steps().map(|steps| forward_mma(dtype, steps, argmax)));
         }
         all.push(settle(dtype));
     }

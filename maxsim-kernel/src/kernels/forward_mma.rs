@@ -19,13 +19,13 @@ const CONTROL_BYTES: usize = 12 * 1024;
 /// Shared memory of a block that lets an SM with 100 KB hold two.
 const SMALL_BYTES: usize = 48 * 1024;
 
-/// d / 16 rounded up to what is compiled, when queries are held in registers, else 0.
-pub(crate) fn query_steps(dim: usize) -> usize {
-    match dim {
-        ..=64 => 4,
-        65..=128 => 8,
-        _ => 0,
-    }
+/// 16-element steps of d, as compiled for queries that are held in registers; wider rows have [`STREAMED`].
+const QUERY_STEPS: [usize; 2] = [4, 8];
+const STREAMED: usize = 0;
+
+/// d / 16 rounded up to what is compiled.
+fn query_steps(dim: usize) -> usize {
+    QUERY_STEPS.into_iter().find(|steps| steps * 16 >= dim).unwrap_or(STREAMED)
 }
 
 pub(crate) struct ForwardMma {
@@ -36,6 +36,11 @@ pub(crate) struct ForwardMma {
 impl ForwardMma {
     /// Query tiles that a block holds, at most.
     pub(crate) const TILES: usize = 2;
+
+    /// All that is compiled.
+    pub(crate) fn all_steps() -> impl Iterator<Item = usize> {
+        QUERY_STEPS.into_iter().chain([STREAMED])
+    }
 
     pub(crate) fn new(gpu: &Gpu, dtype: DType, dim: usize, argmax: bool) -> Result<Self> {
         let steps = query_steps(dim);
@@ -48,7 +53,7 @@ impl ForwardMma {
 
     /// Stages of the ring and bytes of shared memory, on a device whose blocks may have `most_bytes`.
     fn ring(&self, most_bytes: usize) -> (usize, usize) {
-        if self.steps == 0 {
+        if self.steps == STREAMED {
             return (0, STREAMED_BYTES + CONTROL_BYTES);
         }
         let slot = self.steps * STEP_BYTES;

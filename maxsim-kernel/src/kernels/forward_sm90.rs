@@ -190,6 +190,7 @@ impl ForwardSm90 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::h200;
 
     fn shape(docs: Spans, dim: usize) -> Shape {
         Shape::choose(&Problem::cross(Spans::padded(4, 32), docs, dim, DType::Bf16))
@@ -208,16 +209,7 @@ mod tests {
 
     #[test]
     fn shared_memory_holds_every_dimension() {
-        let info = DeviceInfo {
-            name: String::new(),
-            ordinal: 0,
-            compute_capability: (9, 0),
-            sm_count: 132,
-            l2_bytes: 60 << 20,
-            shared_bytes_optin: 232_448,
-            total_bytes: 0,
-            driver_version: 13000,
-        };
+        let info = h200();
         for dim in 1..=1024usize {
             let query_blocks = if dim <= 128 { dim.div_ceil(64) } else { 0 };
             for shape in Shape::all().filter(|shape| shape.query_blocks == query_blocks) {

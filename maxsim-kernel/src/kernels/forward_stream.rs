@@ -130,20 +130,12 @@ impl ForwardStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::h200;
     use crate::problem::Spans;
 
     #[test]
     fn few_rows_and_many_documents_are_streamed() {
-        let info = DeviceInfo {
-            name: String::new(),
-            ordinal: 0,
-            compute_capability: (9, 0),
-            sm_count: 132,
-            l2_bytes: 60 << 20,
-            shared_bytes_optin: 232_448,
-            total_bytes: 0,
-            driver_version: 13000,
-        };
+        let info = h200();
         let shape = |rows: usize, docs: usize, dim: usize| {
             let problem = Problem::cross(Spans::padded(1, rows), Spans::padded(docs, 300), dim, DType::Bf16);
             StreamShape::choose(&info, &problem, dim)

@@ -37,3 +37,18 @@ fn load(gpu: &Gpu, variant: &Variant) -> Result<Kernel> {
 fn overlapped(info: &DeviceInfo, config: LaunchConfig) -> LaunchConfig {
     config.with_programmatic(info.compute_capability >= (9, 0))
 }
+
+/// The device that launchers are sized for in tests.
+#[cfg(test)]
+fn h200() -> DeviceInfo {
+    DeviceInfo {
+        name: String::new(),
+        ordinal: 0,
+        compute_capability: (9, 0),
+        sm_count: 132,
+        l2_bytes: 60 << 20,
+        shared_bytes_optin: 232_448,
+        total_bytes: 0,
+        driver_version: 13000,
+    }
+}
