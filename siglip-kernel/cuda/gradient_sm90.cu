@@ -1,6 +1,6 @@
 // The two gradient GEMMs on Hopper: d_img = G * txt (A_LAYOUT K) or d_txt = G^T * img (A_LAYOUT MN). Either accumulated in f32 over blocks, or, where
 // one block holds all of K, scaled and rounded to the gradient's type at once.
-//   ELEMENT: BF16 or F16    A_LAYOUT: K or MN    CLUSTER_SIZE: 1 or 2    TILE_SCHEDULE: PING_PONG or COOPERATIVE    DIRECT: 0 or 1
+//   ELEMENT: BF16 or F16    A_LAYOUT: K or MN    COLUMNS of a tile: 128 or 192    DIRECT: 0 or 1
 #include "factor.cuh"
 #include "sm90/mainloop.cuh"
 #include "sm90/store.cuh"
@@ -12,7 +12,7 @@ struct GradientParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-typedef Mainloop<ELEMENT, Major::A_LAYOUT, Major::MN, Schedule::TILE_SCHEDULE, CLUSTER_SIZE> Loop;
+typedef Mainloop<ELEMENT, Major::A_LAYOUT, Major::MN, Schedule::PING_PONG, 1, 16384, COLUMNS> Loop;
 
 struct GradientEpilogue {
   const TensorMap* map;
@@ -23,12 +23,13 @@ struct GradientEpilogue {
   DEV void begin() {
     if (DIRECT) factor = params.factor.load();
   }
-  DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging) {
+  DEV void tile(float (&acc)[COLUMNS], u32 m0, u32 n0, u32 staging) {
     const WarpStaging stage(staging, warp);
     const u32 row0 = params.row + m0 + warp * 16;
+    constexpr u32 A_ROW = COLUMNS / (DIRECT ? 64 : 32);  // pieces
     if constexpr (DIRECT) {
 #pragma unroll
-      for (u32 i = 0; i < 4; ++i) {  // 16 rows x 64 columns at a time
+      for (u32 i = 0; i < 2 * A_ROW; ++i) {  // 16 rows x 64 columns at a time
         u32 packed[16];
 #pragma unroll
         for (u32 j = 0; j < 16; ++j) packed[j] = ELEMENT::pack(acc[32 * i + 2 * j] * factor, acc[32 * i + 2 * j + 1] * factor);
@@ -37,14 +38,14 @@ struct GradientEpilogue {
         stage.write_16bit(buffer, packed, lane);
         stage.publish();
         if (lane == 0) {
-          tma::store_2d(map, buffer, (int)(n0 + i % 2 * 64), (int)(row0 + i / 2 * 64));
+          tma::store_2d(map, buffer, (int)(n0 + i % A_ROW * 64), (int)(row0 + i / A_ROW * 64));
           tma::commit();
         }
       }
     } else {
 #pragma unroll
-      for (u32 i = 0; i < 8; ++i) {  // 16 rows x 32 columns at a time
-        const int row = (int)(row0 + i / 4 * 64), column = (int)(n0 + i % 4 * 32);
+      for (u32 i = 0; i < 2 * A_ROW; ++i) {  // 16 rows x 32 columns at a time
+        const int row = (int)(row0 + i / A_ROW * 64), column = (int)(n0 + i % A_ROW * 32);
         const u32 buffer = stage.buffer(i & 1);
         stage.acquire<1>(lane);
         stage.write_f32(buffer, acc + 16 * i, lane);
@@ -62,7 +63,7 @@ struct GradientEpilogue {
   }
 };
 
-KERNEL __launch_bounds__(Loop::THREADS, 1) __cluster_dims__(CLUSTER_SIZE, 1, 1)
+KERNEL __launch_bounds__(Loop::THREADS, 1)
 siglip_gradient_sm90(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap out,
                      const __grid_constant__ GemmShape shape, const __grid_constant__ GradientParams params) {
   extern __shared__ __align__(1024) u8 shared[];

@@ -42,7 +42,7 @@
 //! # Routes
 //! | [`Route`] | dtypes | GPUs | how |
 //! |---|---|---|---|
-//! | [`Chunked`](Route::Chunked) | f16, bf16 | sm_90 (H100, H200) | TMA and warpgroup products, loss and q in the epilogue of the first; the gradient products by cuBLASLt where both are sums over several blocks and it is installed and works, else by own kernels |
+//! | [`Chunked`](Route::Chunked) | f16, bf16 | sm_90 (H100, H200) | TMA and warpgroup products, loss and q in the epilogue of the first; the gradient products by cuBLASLt where both are summed in f32 (no block holds a whole sum, or D is no multiple of 8) and it is installed, else by own kernels |
 //! | [`Chunked`](Route::Chunked) | f32 | sm_90 (H100, H200) | the same at f32 accuracy: every operand as two f16 planes, three products for one |
 //! | [`Portable`](Route::Portable) | f16, bf16 | sm_80 and newer | `mma.sync` with the same epilogue, gradient products by cuBLASLt |
 //! | [`Fp8`](Route::Fp8) | f16, bf16 | sm_90 | as `Chunked`, with logits from inputs rounded to e4m3: an approximation, never chosen by itself |
@@ -71,7 +71,8 @@
 //!   embeddings 6e-3 beside 2.1e-3 at a temperature of 10, and 2.3e-2 beside 2.0e-3 at 30. FP8 sums keep 14 bits as well: a dot product whose terms mostly
 //!   have one sign loses up to 2^-10 of itself for every 32 features.
 //! * A NaN in device memory reaches the loss, and so does an infinity, but for a logit of +∞ at a positive pair or −∞ at another, whose loss is 0.
-//! * The same plan, or another of equal problem, options and device, gives the same bits on every run.
+//! * The same plan, or another of equal problem, options and device, gives the same bits on every run. Where cuBLASLt multiplies (see "Routes"), that
+//!   is as long as its version is the same; on Hopper in 16 bits, whether it is installed decides who multiplies. That it is there and fails is an error.
 //!
 //! # CUDA graphs
 //! A call queues its work on the plan's stream and returns: no allocation, no host sync. It can be captured, on a stream of its own and with cudarc's
@@ -80,7 +81,7 @@
 //!
 //! # Errors
 //! A mistake gives an [`enum@Error`] that names the argument, what was found and what was expected: shape, dtype, device, stride, alignment,
-//! overlap of inputs and outputs, zero sizes, scalars that are not finite; and a missing driver, NVRTC or cuBLASLt, or too little memory. Nothing
+//! overlap of inputs and outputs, zero sizes, scalars that are not finite; a missing driver, NVRTC or cuBLASLt, or one that fails, or too little memory. Nothing
 //! panics, and nothing is written before all arguments are checked. Building needs no CUDA; kernels are compiled at run time, once, and kept on disk.
 //!
 //! # Examples

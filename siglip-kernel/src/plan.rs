@@ -68,7 +68,8 @@ impl Plan {
     /// # Errors
     /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `Shape` for a
     /// [`Chunk::Workspace`](crate::Chunk::Workspace) that no block fits, `DType` for [`Route::Fp8`] with f32, `UnsupportedDevice` before compute
-    /// capability 8.0 and for [`Route::Fp8`] elsewhere than on Hopper, `MissingLibrary` without NVRTC or cuBLASLt, `OutOfMemory`, `Driver`.
+    /// capability 8.0 and for [`Route::Fp8`] elsewhere than on Hopper, `MissingLibrary` without NVRTC, and without cuBLASLt where no kernel stands in for it
+    /// (in 16 bits on Hopper one does), `Cublas` or `Unsupported` for a cuBLASLt that cannot multiply here, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let design = Design::new(gpu.info(), &problem, &options)?;
         let (layout, regions) = Regions::layout(&design, gpu.info());

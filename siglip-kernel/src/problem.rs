@@ -109,8 +109,8 @@ pub enum Route {
     #[default]
     Auto,
     /// Block by block: logits with the loss and its gradient fused, then the two gradient products, accumulated in f32. On Hopper by its
-    /// warpgroup kernels, f32 at f32 accuracy as two f16 planes each; the products of 16-bit gradients by cuBLASLt where both are sums over several
-    /// blocks and it is installed and works; elsewhere as `Portable`.
+    /// warpgroup kernels, f32 at f32 accuracy as two f16 planes each; the products of 16-bit gradients by cuBLASLt where both are summed in f32 and it is
+    /// installed; elsewhere as `Portable`.
     Chunked,
     /// The same blocks on any GPU from sm_80: f16 and bf16 through `mma.sync` kernels and cuBLASLt, f32 through cuBLASLt in true f32.
     Portable,

@@ -38,9 +38,6 @@ pub(crate) fn logits_cluster(gradient: bool) -> u32 {
     if gradient { 1 } else { 2 }
 }
 
-/// The gradient products run alone: within 1% of clusters of two (H200).
-pub(crate) const GRADIENT_CLUSTER: u32 = 1;
-
 /// `fp8`: of inputs quantised to e4m3; G is of `dtype` either way.
 pub(crate) fn logits_sm90(dtype: DType, gradient: bool, fp8: bool) -> Variant {
     Variant {
@@ -57,16 +54,16 @@ pub(crate) fn logits_sm90(dtype: DType, gradient: bool, fp8: bool) -> Variant {
     }
 }
 
-/// `transposed`: d_txt, which reads G with its rows along K; otherwise d_img. `direct`: finished gradients instead of accumulators.
-pub(crate) fn gradient_sm90(dtype: DType, transposed: bool, direct: bool) -> Variant {
+/// `transposed`: d_txt, which reads G with its rows along K; otherwise d_img. `direct`: finished gradients instead of accumulators. `columns`: of a tile,
+/// 128 or 192.
+pub(crate) fn gradient_sm90(dtype: DType, transposed: bool, direct: bool, columns: usize) -> Variant {
     Variant {
         program: &GRADIENT_SM90,
         entry: "siglip_gradient_sm90",
         defines: vec![
             ("ELEMENT", element(dtype)),
             ("A_LAYOUT", if transposed { "MN" } else { "K" }.to_owned()),
-            ("CLUSTER_SIZE", GRADIENT_CLUSTER.to_string()),
-            ("TILE_SCHEDULE", "PING_PONG".to_owned()),
+            ("COLUMNS", columns.to_string()),
             ("DIRECT", flag(direct)),
         ],
         hot: true,
@@ -156,7 +153,9 @@ pub fn variants() -> Vec<Variant> {
                 all.push(logits_sm90(dtype, on, fp8));
             }
             for direct in [false, true] {
-                all.push(gradient_sm90(dtype, on, direct));
+                for columns in [128, 192] {
+                    all.push(gradient_sm90(dtype, on, direct, columns));
+                }
             }
         }
         for gradient in [false, true] {

@@ -64,12 +64,27 @@ DEV void m64n128(float (&d)[N], u64 a, u64 b, bool accumulate) {
 #undef WGMMA_16
 }
 
-// acc = (accumulate ? itself : 0) + A (64 x 32 bytes of K) * B (32 bytes of K x 192), f16.
-template <bool A_MN, bool B_MN> DEV void m64n192_f16(float (&d)[96], u64 a, u64 b, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 " REG_96 ", %96, %97, p, 1, 1, %99, %100;\n}"
-      : ACC_64(d, 0), ACC_8(d, 64), ACC_8(d, 72), ACC_8(d, 80), ACC_8(d, 88) : "l"(a), "l"(b), "r"((u32)accumulate), "n"(A_MN), "n"(B_MN));
+// acc[OFFSET .. OFFSET + 96] = (accumulate ? itself : 0) + A (64 x 32 bytes of K) * B (32 bytes of K x 192).
+template <class E, u32 OFFSET, bool A_MN, bool B_MN, u32 N>
+DEV void m64n192(float (&d)[N], u64 a, u64 b, bool accumulate) {
+  static_assert(OFFSET + 96 <= N, "accumulators out of range");
+#define ACC_96 ACC_64(d, OFFSET), ACC_8(d, OFFSET + 64), ACC_8(d, OFFSET + 72), ACC_8(d, OFFSET + 80), ACC_8(d, OFFSET + 88)
+#define WGMMA_16(TYPE)                                                                                     \
+  asm volatile(                                                                                            \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"                                                         \
+      "wgmma.mma_async.sync.aligned.m64n192k16.f32." TYPE "." TYPE " " REG_96 ", %96, %97, p, 1, 1, %99, %100;\n}" \
+      : ACC_96 : "l"(a), "l"(b), "r"((u32)accumulate), "n"(A_MN), "n"(B_MN))
+  if constexpr (E::KIND == Kind::BF16) WGMMA_16("bf16");
+  else if constexpr (E::KIND == Kind::F16) WGMMA_16("f16");
+  else {
+    static_assert(!A_MN && !B_MN, "8-bit operands are K-major");
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 " REG_96 ", %96, %97, p, 1, 1;\n}"
+        : ACC_96 : "l"(a), "l"(b), "r"((u32)accumulate));
+  }
+#undef WGMMA_16
+#undef ACC_96
 }
 #undef REG_96
 #undef ACC_8

@@ -8,7 +8,7 @@
 //
 //   struct Epilogue {
 //     DEV void begin();                                               // once, when the results of earlier launches may be read
-//     DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, origin of its 128 x 128 in the output
+//     DEV void tile(float (&acc)[ACC], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, origin of its 128 x TILE_N in the output
 //     DEV void finish();                                              // once, after the consumer's last tile
 //   };
 //
@@ -35,11 +35,16 @@ struct GemmShape {
 };
 
 // STAGING_BYTES: shared memory that each consumer's epilogue may use.
-template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER_ = 1, u32 STAGING_BYTES_ = 16384> struct Mainloop {
+template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER_ = 1, u32 STAGING_BYTES_ = 16384, u32 TILE_N_ = 128>
+struct Mainloop {
   typedef E_ E;
   static constexpr bool PING_PONG = SCHEDULE == Schedule::PING_PONG, A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
   static constexpr u32 CLUSTER = CLUSTER_, STAGING_BYTES = STAGING_BYTES_, CONSUMERS = 2, THREADS = (1 + CONSUMERS) * WARPGROUP;
-  static constexpr u32 TILE_M = PING_PONG ? 128 : 256, TILE_N = 128;
+  static constexpr u32 TILE_M = PING_PONG ? 128 : 256, TILE_N = TILE_N_;
+  static_assert(TILE_N == 128 || TILE_N == 192, "no such instruction here");
+  static constexpr u32 ACC = TILE_N;  // accumulators of a thread
+  // All that a wide tile's epilogue can have: its sums are most of what a thread may hold.
+  static constexpr u32 PRODUCER_REGISTERS = TILE_N == 192 ? 24 : 40, CONSUMER_REGISTERS = TILE_N == 192 ? 240 : 232;
   static constexpr u32 TILE_K = 128 / sizeof(typename E::Storage);  // a row of a stage is 128 bytes
   static constexpr u32 HALF_BYTES = 64 * 128, A_BYTES = TILE_M * 128, B_BYTES = TILE_N * 128;
   // As many stages as fit beside the rest in what a block may have.
@@ -68,7 +73,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
     const TensorMap& map;
     DEV void prefetch() const { tma::prefetch_map(&map); }
     DEV void load(u32 to, u32 barrier, int n, int k, u32 rank) const {
-      if constexpr (CLUSTER == 1) load_128<B_MN>(to, map, barrier, n, k);
+      if constexpr (CLUSTER == 1) load_rows<B_MN, TILE_N>(to, map, barrier, n, k);
       else {
         const u32 part = rank * (B_BYTES / CLUSTER);
         const int n_part = n + (int)(rank * (TILE_N / CLUSTER));
@@ -116,32 +121,37 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
     const TileOrder order = {ceil_div(shape.m, TILE_M * CLUSTER), ceil_div(shape.n, SourceB::OUTPUT_N), shape.band};
     const u32 k_blocks = ceil_div(shape.k, TILE_K);
     if (warpgroup == 0) {
-      registers_shrink<40>();
+      registers_shrink<PRODUCER_REGISTERS>();
       if (threadIdx.x == 0) produce(map_a, source_b, shape, order, k_blocks, rank);
     } else {
-      registers_grow<232>();
+      registers_grow<CONSUMER_REGISTERS>();
       consume<SourceB::OUTPUT_N>(order, k_blocks, rank, warpgroup - 1, epilogue);
     }
     if constexpr (CLUSTER > 1) cluster_sync();  // no CTA leaves while another may still signal its barriers
   }
 
-  // 128 rows (or columns) of one stage of K.
-  template <bool MN> static DEV void load_128(u32 to, const TensorMap& map, u32 barrier, int mn, int k) {
+  // ROWS rows (or columns) of one stage of K.
+  template <bool MN, u32 ROWS> static DEV void load_rows(u32 to, const TensorMap& map, u32 barrier, int mn, int k) {
     if constexpr (MN) {
-      tma::load_2d(to, &map, barrier, mn, k);
-      tma::load_2d(to + HALF_BYTES, &map, barrier, mn + 64, k);
+#pragma unroll
+      for (u32 i = 0; i < ROWS / 64; ++i) tma::load_2d(to + i * HALF_BYTES, &map, barrier, mn + (int)i * 64, k);
     } else tma::load_2d(to, &map, barrier, k, mn);
   }
 
-  // Queues 128 x 128 += one stage; both operands as 128 rows (or columns) of the stage.
-  template <bool MN_A, bool MN_B> static DEV void multiply_stage(float (&acc)[128], u32 from_a, u32 from_b, bool accumulate) {
+  // Queues 128 x TILE_N += one stage; both operands as rows (or columns) of the stage.
+  template <bool MN_A, bool MN_B> static DEV void multiply_stage(float (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
     const u64 da = descriptor<MN_A>(from_a), da_low = descriptor<MN_A>(from_a + HALF_BYTES), db = descriptor<MN_B>(from_b);
     wgmma::fence();
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
       const bool add = accumulate || i != 0;
-      wgmma::m64n128<E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
-      wgmma::m64n128<E, 64, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
+      if constexpr (TILE_N == 192) {
+        wgmma::m64n192<E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
+        wgmma::m64n192<E, 96, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
+      } else {
+        wgmma::m64n128<E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
+        wgmma::m64n128<E, 64, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
+      }
     }
     wgmma::commit();
   }
@@ -192,7 +202,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
 
   DEV void load_a(u32 to, const TensorMap& map, u32 barrier, int m, int k) const {
 #pragma unroll
-    for (u32 i = 0; i < TILE_M / 128; ++i) load_128<A_MN>(to + i * 2 * HALF_BYTES, map, barrier, m + (int)i * 128, k);
+    for (u32 i = 0; i < TILE_M / 128; ++i) load_rows<A_MN, 128>(to + i * 2 * HALF_BYTES, map, barrier, m + (int)i * 128, k);
   }
 
   template <u32 OUTPUT_N, class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
@@ -200,7 +210,7 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
     RingPlace at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
     if (PING_PONG && consumer == 1) at.skip(k_blocks, STAGES), t += grid;
-    float acc[128];
+    float acc[ACC];
 #pragma unroll 1
     for (; t < order.count(); t += TURNS * grid, ++turns) {
       const TileOrder::Tile tile = order.at(t);

@@ -114,7 +114,7 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
 #pragma unroll
     for (u32 i = 0; i < STRETCH / 16; ++i) {
       const bool add = accumulate || i != 0;
-      if constexpr (TILE_N == 192) wgmma::m64n192_f16<A_MN, B_MN>(acc, da + i * STEP_A, db + i * STEP_B, add);
+      if constexpr (TILE_N == 192) wgmma::m64n192<F16, 0, A_MN, B_MN>(acc, da + i * STEP_A, db + i * STEP_B, add);
       else wgmma::m64n128<F16, 0, A_MN, B_MN>(acc, da + i * STEP_A, db + i * STEP_B, add);
     }
   }

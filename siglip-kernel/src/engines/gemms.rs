@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use kernel_core::probe::{Library, ensure};
-use kernel_core::{DType, GemmPlan, GemmSpec, Gpu, MatrixSpec};
+use kernel_core::{DType, GemmPlan, GemmSpec, Gpu, Layout, MatrixSpec, Workspace};
 
 use super::{At, Call};
 use crate::blocks::{Block, TILE};
@@ -20,13 +19,17 @@ pub(crate) struct Gemms {
 }
 
 impl Gemms {
-    /// An error without a cuBLASLt that works, rather than in the first call: the library may be there and its handle find no memory.
+    /// Multiplies one tile, so that a cuBLASLt that is not there or cannot multiply here (its handle and its code take memory too) is an error now rather
+    /// than in the first call.
     pub(crate) fn new(gpu: &Gpu, dtype: DType, dim: usize, workspace: usize) -> Result<Self> {
-        ensure(Library::CublasLt)?;
-        let matrix = |dtype, cols| MatrixSpec { dtype, transposed: false, row_stride: cols };
-        let padded = dim.next_multiple_of(TILE);
-        let (a, b, c) = (matrix(dtype, TILE), matrix(dtype, padded), matrix(DType::F32, padded));
-        GemmPlan::new(gpu, GemmSpec { m: TILE, n: dim, k: TILE, a, b, c }, workspace)?;
+        let (operand, result) = (MatrixSpec::new(dtype, TILE), MatrixSpec::new(DType::F32, TILE));
+        let spec = GemmSpec { m: TILE, n: TILE, k: TILE, a: operand, b: operand, c: result };
+        let plan = GemmPlan::new(gpu, spec, 0)?;
+        let mut layout = Layout::new();
+        let [a, b, c] = [spec.a, spec.b, spec.c].map(|matrix| layout.take(TILE * TILE * matrix.dtype.size_bytes()));
+        let memory = Workspace::new(gpu, &layout)?;
+        // SAFETY: three matrices of one tile each, freed in the stream's order.
+        unsafe { plan.run(gpu.stream(), 1.0, memory.ptr(a), memory.ptr(b), 0.0, memory.ptr(c), 0) }?;
         Ok(Self { gpu: gpu.clone(), dtype, dim, workspace, plans: HashMap::new() })
     }
 

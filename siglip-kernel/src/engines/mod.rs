@@ -42,7 +42,7 @@ pub(crate) struct Fp8At {
     pub(crate) positives: u64,
 }
 
-/// The addresses and scalars of one call. `g`, `d_img`, `d_txt` are null in a call without gradients (`g` holds dot products for f32).
+/// The addresses and scalars of one call. `d_img` and `d_txt` are null in a call without gradients, where `g` is only used for f32 (for dot products).
 pub(crate) struct Call<'a> {
     pub(crate) stream: &'a CudaStream,
     pub(crate) info: &'a DeviceInfo,

@@ -1,8 +1,8 @@
-//! f16 and bf16 on Hopper: logits by the warpgroup mainloop; gradients by cuBLASLt where both are sums over several blocks, else, or where there is no
-//! cuBLASLt that works, by the mainloop. The logits of quantised inputs when asked.
+//! f16 and bf16 on Hopper: logits by the warpgroup mainloop; gradients by cuBLASLt where both are summed in f32, else, or where there is no cuBLASLt,
+//! by the mainloop. The logits of quantised inputs when asked.
 
 use kernel_core::sm90::{GemmShape, MatrixAt, TILE};
-use kernel_core::{Gpu, LastMaps, MapType, TensorMap};
+use kernel_core::{Error, Gpu, LastMaps, MapType, TensorMap};
 
 use super::gemms::Gemms;
 use super::{At, Call, Engine};
@@ -23,139 +23,115 @@ const GRADIENT_BAND: u32 = 4;
 pub(crate) struct Sm90Engine {
     /// Of route fp8.
     quantize: Option<QuantizeFp8>,
-    loss: LogitsSm90,
-    loss_and_gradient: LogitsSm90,
-    d_img: Product,
-    d_txt: Product,
+    loss: Logits,
+    loss_and_gradient: Logits,
+    /// Where logit kernels store G. In low memory it moves within a call.
+    store_g: LastMaps<MatrixAt, TensorMap>,
+    products: Products,
     gradients: (Gradient, Gradient),
     problem: Problem,
     blocks: Blocks,
-    /// What maps are made of beside these addresses stays where the plan has it. In low memory G moves within a call.
-    maps: LastMaps<[At; 4], Maps>,
-    g_maps: LastMaps<At, GMaps>,
+}
+
+/// A logit kernel, and the maps of images and texts as it reads them.
+struct Logits {
+    kernel: LogitsSm90,
+    maps: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
 }
 
 /// Who multiplies G by the rows of the other side.
-enum Product {
-    Kernel(GradientSm90),
-    /// 4 to 5% of a whole step less than by the kernel on a card that its power bounds (H200): at the same clocks the kernel is the faster one, but the
-    /// library's tiles of 128 × 256 move less through shared memory, and the clocks are higher. Not where blocks are so few that one of the gradients is
-    /// finished at once: there it loses 2%. Without a workspace, so that no sum is split.
+enum Products {
+    /// On a card that its power bounds 1 to 3% of a step less than by the kernels, which are the faster ones at the same clocks (H200). Not where blocks are
+    /// so few that one of the gradients is finished at once: there it loses 2%. Without a workspace, so that no sum is split.
     Library(Gemms),
+    Kernels {
+        d_img: Box<Product>,
+        d_txt: Box<Product>,
+    },
 }
 
-impl Product {
-    /// Both products: of images, of texts.
-    fn both(gpu: &Gpu, problem: &Problem, gradients: (Gradient, Gradient)) -> Result<(Self, Self)> {
-        let Problem { dtype, dim, .. } = *problem;
-        let gemms = || Gemms::new(gpu, dtype, dim, 0);
+/// One of the gradient kernels, with the maps of G and of the other side's rows and the output.
+struct Product {
+    kernel: GradientSm90,
+    /// Gᵀ · img, otherwise G · txt.
+    transposed: bool,
+    g: LastMaps<MatrixAt, TensorMap>,
+    rest: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
+}
+
+impl Products {
+    fn new(gpu: &Gpu, problem: &Problem, blocks: Blocks, (d_img, d_txt): (Gradient, Gradient)) -> Result<Self> {
         let direct = |gradient| gradient == Gradient::Direct;
-        if !direct(gradients.0)
-            && !direct(gradients.1)
-            && let (Ok(d_img), Ok(d_txt)) = (gemms(), gemms())
-        {
-            return Ok((Self::Library(d_img), Self::Library(d_txt)));
+        if !direct(d_img) && !direct(d_txt) {
+            match Gemms::new(gpu, problem.dtype, problem.dim, 0) {
+                // Any other failure might pass, and another plan for the same problem would then give other bits.
+                Err(crate::Error::Gpu(Error::MissingLibrary { .. })) => {}
+                gemms => return gemms.map(Self::Library),
+            }
         }
-        let kernel =
-            |transposed, gradient| GradientSm90::new(gpu, dtype, transposed, direct(gradient)).map(Self::Kernel);
-        Ok((kernel(false, gradients.0)?, kernel(true, gradients.1)?))
+        let product = |transposed, gradient, rows: usize| -> Result<Box<Product>> {
+            let kernel = GradientSm90::new(gpu, problem.dtype, transposed, direct(gradient), [rows, problem.dim])?;
+            Ok(Box::new(Product { kernel, transposed, g: LastMaps::new(), rest: LastMaps::new() }))
+        };
+        Ok(Self::Kernels { d_img: product(false, d_img, blocks.rows)?, d_txt: product(true, d_txt, blocks.cols)? })
     }
 }
 
-/// Every matrix but G as its readers and writers see it.
-#[derive(Clone, Copy)]
-struct Maps {
-    img_rows: TensorMap,
-    txt_rows: TensorMap,
-    txt_rows_shared: TensorMap,
-    img_columns: TensorMap,
-    txt_columns: TensorMap,
-    d_img: TensorMap,
-    d_txt: TensorMap,
-}
-
-/// The same of G.
-#[derive(Clone, Copy)]
-struct GMaps {
-    store: TensorMap,
-    rows: TensorMap,
-    columns: TensorMap,
+impl Product {
+    /// # Safety
+    /// The matrices must be live memory of the shapes that the block has.
+    unsafe fn launch(
+        &mut self,
+        call: &Call<'_>,
+        [g, other, out]: [MatrixAt; 3],
+        shape: GemmShape,
+        params: GradientParams,
+    ) -> Result<()> {
+        let g = self.g.of(g, || if self.transposed { g.mn_major() } else { g.k_major(1) })?;
+        let [other, out] = self.rest.of([other, out], || Ok::<_, Error>([other.mn_major()?, out.warp_store()?]))?;
+        // SAFETY: the caller's promise.
+        unsafe { self.kernel.launch(call.stream, call.info, [&g, &other, &out], shape, params) }
+    }
 }
 
 impl Sm90Engine {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, blocks: Blocks, fp8: bool) -> Result<Self> {
         let dtype = problem.dtype;
         let gradients = Kind::Sm90.gradients(problem, blocks);
-        let (d_img, d_txt) = Product::both(gpu, problem, gradients)?;
+        let logits = |gradient| -> Result<Logits> {
+            Ok(Logits { kernel: LogitsSm90::new(gpu, dtype, gradient, fp8)?, maps: LastMaps::new() })
+        };
         Ok(Self {
             quantize: fp8.then(|| QuantizeFp8::new(gpu, dtype)).transpose()?,
-            loss: LogitsSm90::new(gpu, dtype, false, fp8)?,
-            loss_and_gradient: LogitsSm90::new(gpu, dtype, true, fp8)?,
-            d_img,
-            d_txt,
+            loss: logits(false)?,
+            loss_and_gradient: logits(true)?,
+            store_g: LastMaps::new(),
+            products: Products::new(gpu, problem, blocks, gradients)?,
             gradients,
             problem: *problem,
             blocks,
-            maps: LastMaps::new(),
-            g_maps: LastMaps::new(),
         })
     }
 
-    fn maps(&mut self, call: &Call<'_>) -> Result<(Maps, GMaps)> {
-        let Self { quantize, gradients, problem, blocks, .. } = self;
-        let fp8 = quantize.is_some();
-        let maps = self
-            .maps
-            .of([call.img, call.txt, call.d_img, call.d_txt], || encode(call, problem, *blocks, *gradients, fp8))?;
-        // Without gradients there is no G; the kernel does not follow its map.
-        let g = if call.gradient { call.g } else { call.img };
-        Ok((maps, self.g_maps.of(g, || encode_g(g, problem, *blocks))?))
+    fn rows(&self, at: At, rows: usize) -> MatrixAt {
+        matrix(at, self.problem.dtype.into(), rows, self.problem.dim)
+    }
+
+    fn g(&self, call: &Call<'_>) -> MatrixAt {
+        matrix(call.g, self.problem.dtype.into(), self.blocks.rows, call.g.row_stride)
+    }
+
+    /// Where a product goes: `rows` rows of gradients, or of their sums.
+    fn out(&self, at: At, rows: usize, gradient: Gradient) -> MatrixAt {
+        match gradient {
+            Gradient::Direct => self.rows(at, rows),
+            Gradient::Accumulated | Gradient::InPlace => matrix(at, MapType::F32, rows, self.problem.dim),
+        }
     }
 }
 
 fn matrix(at: At, dtype: MapType, rows: usize, cols: usize) -> MatrixAt {
     MatrixAt { address: at.address, dtype, rows, cols, row_stride: at.row_stride }
-}
-
-fn encode_g(at: At, problem: &Problem, blocks: Blocks) -> Result<GMaps> {
-    let g = matrix(at, problem.dtype.into(), blocks.rows, at.row_stride);
-    Ok(GMaps { store: g.warp_store()?, rows: g.k_major(1)?, columns: g.mn_major()? })
-}
-
-fn encode(
-    call: &Call<'_>,
-    problem: &Problem,
-    blocks: Blocks,
-    gradients: (Gradient, Gradient),
-    fp8: bool,
-) -> Result<Maps> {
-    let Problem { rows, cols, dim, .. } = *problem;
-    let dtype = problem.dtype.into();
-    let img = matrix(call.img, dtype, rows, dim);
-    let txt = matrix(call.txt, dtype, cols, dim);
-    // Without gradients the accumulators do not exist, and the texts' may have a pass of their own; maps of what does not exist are never followed, so
-    // any valid matrix will do.
-    let or_img = |matrix: MatrixAt| if call.gradient && matrix.address != 0 { matrix } else { img };
-    let d_img = or_img(match gradients.0 {
-        Gradient::Direct => matrix(call.d_img, dtype, rows, dim),
-        Gradient::Accumulated | Gradient::InPlace => matrix(call.d_img, MapType::F32, blocks.rows, dim),
-    });
-    let d_txt = or_img(match gradients.1 {
-        Gradient::Direct => matrix(call.d_txt, dtype, cols, dim),
-        Gradient::Accumulated | Gradient::InPlace => matrix(call.d_txt, MapType::F32, cols, dim),
-    });
-    let quantised = |at: At, rows| matrix(at, MapType::U8, rows, padded_dim(problem));
-    let (img_rows, txt_rows) =
-        if fp8 { (quantised(call.fp8.img, rows), quantised(call.fp8.txt, cols)) } else { (img, txt) };
-    Ok(Maps {
-        img_rows: img_rows.k_major(1)?,
-        txt_rows: txt_rows.k_major(logits_cluster(true) as usize)?,
-        txt_rows_shared: txt_rows.k_major(logits_cluster(false) as usize)?,
-        img_columns: img.mn_major()?,
-        txt_columns: txt.mn_major()?,
-        d_img: d_img.warp_store()?,
-        d_txt: d_txt.warp_store()?,
-    })
 }
 
 impl Engine for Sm90Engine {
@@ -196,37 +172,50 @@ impl Engine for Sm90Engine {
         let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, band)
             .with_a_origin(block.row, 0)
             .with_b_origin(block.col, 0);
-        let (maps, g) = self.maps(call)?;
-        let (kernel, txt) =
-            if call.gradient { (&self.loss_and_gradient, &maps.txt_rows) } else { (&self.loss, &maps.txt_rows_shared) };
+        let Problem { rows, cols, .. } = self.problem;
+        let quantised = |at: At, rows| matrix(at, MapType::U8, rows, padded_dim(&self.problem));
+        let (img, txt) = match &self.quantize {
+            Some(_) => (quantised(call.fp8.img, rows), quantised(call.fp8.txt, cols)),
+            None => (self.rows(call.img, rows), self.rows(call.txt, cols)),
+        };
+        let g = self.g(call);
+        let logits = if call.gradient { &mut self.loss_and_gradient } else { &mut self.loss };
+        let share = logits_cluster(call.gradient) as usize;
+        let [img, txt] = logits.maps.of([img, txt], || Ok::<_, Error>([img.k_major(1)?, txt.k_major(share)?]))?;
+        // Without gradients there is no G, and the kernel follows no map of it: any will do.
+        let g = if call.gradient { self.store_g.of(g, || g.warp_store())? } else { img };
         // SAFETY: the maps are of the call's live memory; `sums` has a slot for every warp.
-        unsafe { kernel.launch(call.stream, call.info, [&maps.img_rows, txt, &g.store], shape, params) }
+        unsafe { logits.kernel.launch(call.stream, call.info, [&img, &txt, &g], shape, params) }
     }
 
     unsafe fn d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {
-        let shape = GemmShape::new(block.rows, self.problem.dim, block.cols, GRADIENT_BAND).with_b_origin(0, block.col);
-        let row = if self.gradients.0 == Gradient::Direct { block.row as u32 } else { 0 };
-        let params = GradientParams { factor: call.factor, first: u32::from(block.col == 0), row };
-        let (maps, g) = self.maps(call)?;
-        match &mut self.d_img {
-            Product::Library(gemms) => gemms.d_img(call, block),
-            // SAFETY: the maps are of the call's live memory.
-            Product::Kernel(kernel) => unsafe {
-                kernel.launch(call.stream, call.info, [&g.rows, &maps.txt_columns, &maps.d_img], shape, params)
-            },
+        let direct = self.gradients.0 == Gradient::Direct;
+        let (g, txt) = (self.g(call), self.rows(call.txt, self.problem.cols));
+        let out = self.out(call.d_img, if direct { self.problem.rows } else { self.blocks.rows }, self.gradients.0);
+        match &mut self.products {
+            Products::Library(gemms) => gemms.d_img(call, block),
+            Products::Kernels { d_img, .. } => {
+                let shape = GemmShape::new(block.rows, self.problem.dim, block.cols, GRADIENT_BAND);
+                let row = if direct { block.row as u32 } else { 0 };
+                let params = GradientParams { factor: call.factor, first: u32::from(block.col == 0), row };
+                // SAFETY: the matrices are the call's live memory.
+                unsafe { d_img.launch(call, [g, txt, out], shape.with_b_origin(0, block.col), params) }
+            }
         }
     }
 
     unsafe fn d_txt(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {
-        let shape = GemmShape::new(block.cols, self.problem.dim, block.rows, GRADIENT_BAND).with_b_origin(0, block.row);
-        let params = GradientParams { factor: call.factor, first: u32::from(block.row == 0), row: block.col as u32 };
-        let (maps, g) = self.maps(call)?;
-        match &mut self.d_txt {
-            Product::Library(gemms) => gemms.d_txt(call, block),
-            // SAFETY: the maps are of the call's live memory.
-            Product::Kernel(kernel) => unsafe {
-                kernel.launch(call.stream, call.info, [&g.columns, &maps.img_columns, &maps.d_txt], shape, params)
-            },
+        let (g, img) = (self.g(call), self.rows(call.img, self.problem.rows));
+        let out = self.out(call.d_txt, self.problem.cols, self.gradients.1);
+        match &mut self.products {
+            Products::Library(gemms) => gemms.d_txt(call, block),
+            Products::Kernels { d_txt, .. } => {
+                let shape = GemmShape::new(block.cols, self.problem.dim, block.rows, GRADIENT_BAND);
+                let row = block.col as u32;
+                let params = GradientParams { factor: call.factor, first: u32::from(block.row == 0), row };
+                // SAFETY: the matrices are the call's live memory.
+                unsafe { d_txt.launch(call, [g, img, out], shape.with_b_origin(0, block.row), params) }
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use siglip_kernel::{
     Inputs, MatrixView, MatrixViewMut, Options, Outputs, Plan, Positives, Problem, Route, Scalar, VectorViewMut,
 };
 
-use crate::case::{Case, Host, run};
+use crate::case::{Case, Device, Host, run};
 use crate::compare::fp8_accumulation;
 use crate::support::{gpu, noise, routes, say};
 
@@ -162,6 +162,38 @@ fn more_than_two_to_the_31_elements() {
             "{route}: the loss is {found}, expected {expected}"
         );
     }
+}
+
+/// Two rows that lie more than 2³² elements apart: the loss alone, and with gradients.
+#[test]
+fn rows_far_apart() {
+    let Some(gpu) = gpu() else { return };
+    const DIM: usize = 16;
+    let stride = (1 << 32) + 8;
+    let (free, _) = gpu.memory_info().unwrap();
+    let needed = (stride + DIM) * size_of::<bf16>();
+    if free < needed {
+        say(&format!("skipped: {free} bytes of device memory are free, {needed} needed"));
+        return;
+    }
+    let case = Case::new(2, 3, DIM);
+    let host = Host::<bf16>::unit(&case, 5);
+    let dense = run(&gpu, &case, &host).unwrap();
+    let mut img = gpu.alloc::<bf16>(stride + DIM).unwrap();
+    for (row, values) in host.img.chunks(DIM).enumerate() {
+        gpu.stream().memcpy_htod(values, &mut img.slice_mut(row * stride..row * stride + DIM)).unwrap();
+    }
+    let mut device = Device::new(&gpu, case, &host);
+    let (inputs, mut outputs, upstream) = device.views();
+    let inputs = Inputs { img: MatrixView::with_row_stride("img", &img, [2, DIM], stride).unwrap(), ..inputs };
+    let mut plan = Plan::new(&gpu, case.problem::<bf16>(), Options::default()).unwrap();
+    let mut forward = gpu.alloc::<f32>(1).unwrap();
+    plan.forward(&inputs, &mut VectorViewMut::new("loss", &mut forward, [1]).unwrap()).unwrap();
+    plan.forward_backward(&inputs, &upstream, &mut outputs).unwrap();
+    for (found, expected) in [(&forward, dense.forward), (&device.loss, dense.loss)] {
+        assert_eq!(gpu.download(found).unwrap()[0].to_bits(), expected.to_bits());
+    }
+    assert_eq!(gpu.download(&device.d_txt).unwrap(), dense.d_txt);
 }
 
 /// Where there are no gaps between rows, low memory keeps sums for half of the texts in their gradient, and blocks of pairs in gradients' rows until those are
