@@ -71,6 +71,13 @@ fn workspaces<T: Element>() {
     }
 }
 
+/// As many rows of gradients as an H200 takes in tiles of 192 columns, none of them whole: finished at once and, of texts, summed over two blocks.
+fn wide_tiles<T: Element>() {
+    let chunk = Chunk::Rows(128);
+    let summed = Case { options: Options { chunk, ..Options::default() }, ..Case::new(140, 8600, 184) };
+    check_unit::<T>([Case::new(8600, 40, 184), Case::new(40, 8600, 184), summed]);
+}
+
 /// Several column blocks of every route: a row chunk of 20 rows rounds up to 128, of which the largest budget holds 720,896 columns.
 fn column_blocks<T: Element>() {
     let case = Case { positives: Positives::Diagonal { offset: 500_000 }, ..Case::new(20, 730_001, 8) };
@@ -122,4 +129,4 @@ fn zero_upstream<T: Element>() {
     check_unit::<T>([Case { upstream: 0.0, ..Case::new(130, 200, 24) }]);
 }
 
-per_dtype!(shapes, offsets, chunks, workspaces, column_blocks, strides, scalars, zero_upstream);
+per_dtype!(shapes, offsets, chunks, workspaces, wide_tiles, column_blocks, strides, scalars, zero_upstream);

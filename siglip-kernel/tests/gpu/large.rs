@@ -226,6 +226,22 @@ fn low_memory_in_the_gradients() {
     }
 }
 
+/// Gradients of images on tiles of 192 columns: summed over two blocks, which low memory makes of so many rows, and finished by one.
+#[test]
+fn wide_tiles_of_two_blocks_agree_with_one() {
+    let Some(gpu) = gpu() else { return };
+    let case = Case::new(8600, 1500, 184);
+    let host = Host::<bf16>::unit(&case, 3);
+    let with = |route| {
+        let options = Options { route, chunk: siglip_kernel::Chunk::Rows(usize::MAX) };
+        run(&gpu, &Case { options, ..case }, &host).unwrap()
+    };
+    let (one, two) = (with(Route::Chunked), with(Route::LowMemory));
+    let wide = |side: &[bf16]| side.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+    assert_close("d_img", &two.d_img, &wide(&one.d_img));
+    assert_close("d_txt", &two.d_txt, &wide(&one.d_txt));
+}
+
 /// A chunk of rows is not a power of two of anything here: 4,321 rows in chunks of 1,100.
 #[test]
 fn uneven_chunks_agree_with_one_chunk() {
