@@ -6,7 +6,7 @@ use crate::gpu::DeviceInfo;
 use crate::launch::{KernelArg, LaunchConfig};
 use crate::tma::{MapType, Swizzle, TensorMap, TiledMap};
 
-/// Rows and columns of a consumer warpgroup's output; with `Schedule::PING_PONG` a tile, with `COOPERATIVE` half of one.
+/// Rows and columns of a consumer warpgroup's output, unless its kernel has wider ones; with `Schedule::PING_PONG` a tile, with `COOPERATIVE` half of one.
 pub const TILE: usize = 128;
 /// Bytes along K that one stage holds of each operand row.
 const STAGE_ROW_BYTES: usize = 128;
@@ -104,7 +104,15 @@ impl MatrixAt {
     /// # Errors
     /// As [`TensorMap::tiled`].
     pub fn k_major(&self, share: usize) -> Result<TensorMap> {
-        self.map([STAGE_ROW_BYTES / self.dtype.size_bytes(), TILE / share])
+        self.k_major_rows(TILE / share)
+    }
+
+    /// The same with boxes of `rows` rows, at most 256.
+    ///
+    /// # Errors
+    /// As [`TensorMap::tiled`].
+    pub fn k_major_rows(&self, rows: usize) -> Result<TensorMap> {
+        self.boxes([STAGE_ROW_BYTES / self.dtype.size_bytes(), rows])
     }
 
     /// The map of an operand stored with M or N contiguous: boxes of 64 16-bit elements along it and 64 along K.
@@ -112,7 +120,7 @@ impl MatrixAt {
     /// # Errors
     /// As [`TensorMap::tiled`].
     pub fn mn_major(&self) -> Result<TensorMap> {
-        self.map([64, 64])
+        self.boxes([64, 64])
     }
 
     /// The map of both planes of an operand of the split mainloop, of either major: boxes of 64 × 64.
@@ -120,7 +128,7 @@ impl MatrixAt {
     /// # Errors
     /// As [`TensorMap::tiled`].
     pub fn planes(&self) -> Result<TensorMap> {
-        self.map([64, 64])
+        self.boxes([64, 64])
     }
 
     /// The map a warp stores its rows through (`sm90/store.cuh`): boxes of 128 bytes and 16 rows.
@@ -128,17 +136,22 @@ impl MatrixAt {
     /// # Errors
     /// As [`TensorMap::tiled`].
     pub fn warp_store(&self) -> Result<TensorMap> {
-        self.map([STAGE_ROW_BYTES / self.dtype.size_bytes(), 16])
+        self.boxes([STAGE_ROW_BYTES / self.dtype.size_bytes(), 16])
     }
 
-    fn map(&self, tile: [usize; 2]) -> Result<TensorMap> {
+    /// The map with boxes of `columns` × `rows` elements, whose rows of 64 or 128 bytes are swizzled within their bytes.
+    ///
+    /// # Errors
+    /// As [`TensorMap::tiled`].
+    pub fn boxes(&self, [columns, rows]: [usize; 2]) -> Result<TensorMap> {
+        let narrow = columns * self.dtype.size_bytes() <= 64;
         TensorMap::tiled(&TiledMap {
             dtype: self.dtype,
             address: self.address,
             dims: &[self.cols as u64, self.rows as u64],
             strides: &[(self.row_stride * self.dtype.size_bytes()) as u64],
-            tile: &[tile[0] as u32, tile[1] as u32],
-            swizzle: Swizzle::B128,
+            tile: &[columns as u32, rows as u32],
+            swizzle: if narrow { Swizzle::B64 } else { Swizzle::B128 },
             l2_promotion: true,
         })
     }

@@ -1,10 +1,10 @@
 // Both projections and the gate in one GEMM on Hopper: z = act(x W_gate + b_gate) * (x W_up + b_up), and with SAVE the pre-activations. A tile is
-// 128 rows x 64 columns of z: 64 columns of each projection lie side by side in B, so a thread holds matching gate and up values.
+// 128 rows x COLUMNS of z: as many columns of each projection lie side by side in B, so a thread holds matching gate and up values.
 //   ELEMENT: BF16 or F16    ACTIVATION: SILU, GELU_TANH, RELU or SIGMOID    WEIGHTS: MN ([K, N] each) or K ([N, K] each)
-//   SAVE: 0 or 1    WITH_BIAS: 0 or 1    CLUSTER_SIZE: 1 or 2
+//   SAVE: 0 or 1    WITH_BIAS: 0 or 1    CLUSTER_SIZE: 1 or 2    COLUMNS: 64 or 96
 #include "gate.cuh"
+#include "ptx/matrix.cuh"
 #include "sm90/mainloop.cuh"
-#include "sm90/store.cuh"
 
 struct ForwardParams {
   const u16 *gate_bias, *up_bias;  // [N] each, only WITH_BIAS
@@ -12,9 +12,10 @@ struct ForwardParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Staging buffers of a warp, used in turn. More would cost the mainloop stages, which is slower.
-constexpr u32 BUFFERS = 2;
-typedef Mainloop<ELEMENT, Major::K, Major::WEIGHTS, Schedule::PING_PONG, CLUSTER_SIZE, BUFFERS * 8192> Loop;
+// What a warp stores at a time, and its staging buffers, used in turn. More would cost the mainloop stages, which is slower.
+constexpr u32 SLICE = COLUMNS % 64 ? 32 : 64, BUFFERS = SLICE == 64 ? 2 : 3, BUFFER_BYTES = 16 * SLICE * 2, WARPS = WARPGROUP / WARP;
+typedef Mainloop<ELEMENT, Major::K, Major::WEIGHTS, Schedule::PING_PONG, CLUSTER_SIZE, WARPS * BUFFERS * BUFFER_BYTES, 2 * COLUMNS, 232> Loop;
+static_assert(SLICE == Loop::TwoMatrices::BOX, "gate and up alternate as they are stored");
 
 struct ForwardEpilogue {
   const TensorMap &map_z, &map_gate, &map_up;
@@ -23,23 +24,24 @@ struct ForwardEpilogue {
   u32 warp, lane, turn;  // `turn`: the buffer of the next store
 
   DEV void begin() {}
-  DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging) {
-    const WarpStaging stage(staging, warp);
+  DEV void tile(float (&acc)[Loop::ACC], u32 m0, u32 n0, u32 staging) {
+    const u32 buffers = staging + warp * BUFFER_BYTES;
     if constexpr (WITH_BIAS) add_bias(acc, n0);
 #pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-      const float *gate = acc + 64 * half, *up = gate + 32;
-      const int row = (int)(m0 + half * 64 + warp * 16);
-      u32 packed[16];
+    for (u32 i = 0; i < 2 * COLUMNS / SLICE; ++i) {  // the slices of the upper 64 rows, then those of the lower
+      constexpr u32 ACROSS = COLUMNS / SLICE;
+      const float *gate = acc + SLICE * i, *up = gate + SLICE / 2;
+      const int row = (int)(m0 + i / ACROSS * 64 + warp * 16), column = (int)(n0 + i % ACROSS * SLICE);
+      u32 packed[SLICE / 4];
 #pragma unroll
-      for (u32 i = 0; i < 16; ++i)
-        packed[i] = ELEMENT::pack(activate<Gate::ACTIVATION, false>(gate[2 * i]) * up[2 * i], activate<Gate::ACTIVATION, false>(gate[2 * i + 1]) * up[2 * i + 1]);
-      if (!SAVE || params.with_z) store(stage, packed, map_z, (int)n0, row);
+      for (u32 j = 0; j < SLICE / 4; ++j)
+        packed[j] = ELEMENT::pack(activate<Gate::ACTIVATION, false>(gate[2 * j]) * up[2 * j], activate<Gate::ACTIVATION, false>(gate[2 * j + 1]) * up[2 * j + 1]);
+      if (!SAVE || params.with_z) store(buffers, packed, map_z, column, row);
       if constexpr (SAVE) {
         pack(packed, gate);
-        store(stage, packed, map_gate, (int)n0, row);
+        store(buffers, packed, map_gate, column, row);
         pack(packed, up);
-        store(stage, packed, map_up, (int)n0, row);
+        store(buffers, packed, map_up, column, row);
       }
     }
   }
@@ -47,25 +49,34 @@ struct ForwardEpilogue {
     if (lane == 0) tma::wait_all();
   }
 
-  static DEV void pack(u32 (&packed)[16], const float* values) {
+  static DEV void pack(u32 (&packed)[SLICE / 4], const float* values) {
 #pragma unroll
-    for (u32 i = 0; i < 16; ++i) packed[i] = ELEMENT::pack(values[2 * i], values[2 * i + 1]);
+    for (u32 i = 0; i < SLICE / 4; ++i) packed[i] = ELEMENT::pack(values[2 * i], values[2 * i + 1]);
   }
-  DEV void store(const WarpStaging& stage, const u32 (&packed)[16], const TensorMap& map, int column, int row) {
-    const u32 buffer = stage.buffer(turn);
+  // 16 rows x SLICE columns, through the warp's next buffer, in the swizzle of rows of its width.
+  DEV void store(u32 buffers, const u32 (&packed)[SLICE / 4], const TensorMap& map, int column, int row) {
+    const u32 buffer = buffers + turn * WARPS * BUFFER_BYTES, in_buffer = lane & 15, swizzle = SLICE == 64 ? in_buffer & 7 : in_buffer >> 1 & 3;
     turn = (turn + 1) % BUFFERS;
-    stage.acquire<BUFFERS - 1>(lane);
-    stage.write_16bit(buffer, packed, lane);
-    stage.publish();
+    if (lane == 0) tma::wait_read<BUFFERS - 1>();
+    __syncwarp();
+#pragma unroll
+    for (u32 j = 0; j < SLICE / 16; ++j) {
+      const u32 chunk = (j * 2 + (lane >> 4)) ^ swizzle;
+      store_matrix_x4(buffer + in_buffer * SLICE * 2 + (chunk << 4), packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]);
+    }
+    fence_async_shared();
+    __syncwarp();
     if (lane == 0) {
       tma::store_2d(&map, buffer, column, row);
       tma::commit();
     }
   }
-  DEV void add_bias(float (&acc)[128], u32 n0) const {
+  DEV void add_bias(float (&acc)[Loop::ACC], u32 n0) const {
 #pragma unroll
-    for (u32 j = 0; j < 8; ++j) {
+    for (u32 j = 0; j < COLUMNS / 8; ++j) {
       const u32 column = n0 + 8 * j + 2 * (lane % 4);  // even, as N is: both or none exist
+      constexpr u32 EIGHTS = SLICE / 8;
+      float* sums = acc + j / EIGHTS * SLICE + j % EIGHTS * 4;
       if (column >= shape.n) continue;
       const u32 gate = *reinterpret_cast<const u32*>(params.gate_bias + column), up = *reinterpret_cast<const u32*>(params.up_bias + column);
       const u16 pairs[4] = {(u16)gate, (u16)(gate >> 16), (u16)up, (u16)(up >> 16)};
@@ -73,8 +84,8 @@ struct ForwardEpilogue {
       for (u32 e = 0; e < 4; ++e)
 #pragma unroll
         for (u32 half = 0; half < 2; ++half) {
-          acc[64 * half + 4 * j + e] += ELEMENT::load(pairs + e % 2);
-          acc[64 * half + 32 + 4 * j + e] += ELEMENT::load(pairs + 2 + e % 2);
+          sums[half * COLUMNS + e] += ELEMENT::load(pairs + e % 2);
+          sums[half * COLUMNS + SLICE / 2 + e] += ELEMENT::load(pairs + 2 + e % 2);
         }
     }
   }

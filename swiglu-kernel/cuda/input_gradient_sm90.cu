@@ -13,8 +13,7 @@
 #include "ptx/shared.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
-#include "sm90/ring.cuh"
-#include "sm90/scheduler.cuh"
+#include "sm90/mainloop.cuh"
 #include "wgmma_wide.cuh"
 
 struct InputGradientParams {
@@ -293,24 +292,18 @@ struct InputGradient {
 #pragma unroll 1
     for (u32 t = blockIdx.x / CLUSTER; t < order.count(); t += gridDim.x / CLUSTER) {
       const TileOrder::Tile tile = order.at(t);
-      u32 previous = 0;
-#pragma unroll 1
-      for (u32 k = 0; k < k_blocks; ++k) {
-        mbarrier::wait(full + 8 * at.stage, at.parity);
-        const u64 da = wgmma::descriptor_k_major(a + at.stage * A_BYTES + consumer * BOX_BYTES);
-        const u32 from_b = b + at.stage * B_BYTES;
-        const u64 db = B_MN ? wgmma::descriptor_mn_major(from_b, BOX_BYTES) : wgmma::descriptor_k_major(from_b);
-        wgmma::fence();
+      walk_stages(
+          at, STAGES, full, k_blocks,
+          [&](u32 stage, u32 k) {
+            const u64 da = wgmma::descriptor_k_major(a + stage * A_BYTES + consumer * BOX_BYTES);
+            const u32 from_b = b + stage * B_BYTES;
+            const u64 db = B_MN ? wgmma::descriptor_mn_major(from_b, BOX_BYTES) : wgmma::descriptor_k_major(from_b);
+            wgmma::fence();
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) wgmma::wide<E, B_MN>(acc, da + i * 2, db + i * (B_MN ? 2048 >> 4 : 32 >> 4), k != 0 || i != 0);
-        wgmma::commit();
-        wgmma::wait<1>();  // the stage before this one has been read
-        if (k != 0) release(previous, thread);
-        previous = at.stage;
-        at.next(STAGES);
-      }
-      wgmma::wait<0>();
-      release(previous, thread);
+            for (u32 i = 0; i < 4; ++i) wgmma::wide<E, B_MN>(acc, da + i * 2, db + i * (B_MN ? 2048 >> 4 : 32 >> 4), k != 0 || i != 0);
+            wgmma::commit();
+          },
+          [&](u32 stage) { release(stage, thread); });
       wgmma::tie(acc);
       const u32 row = row_of(tile.row) + rank * TILE_M + consumer * 64 + warp * 16;
 #pragma unroll

@@ -4,6 +4,7 @@ use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
 use crate::kernels::decode::TOKENS;
+use crate::kernels::forward_sm90::{self, ForwardTile};
 use crate::kernels::input_gradient_sm90::TILES;
 use crate::problem::{Gate, Layout, Order, Problem};
 
@@ -48,7 +49,7 @@ fn activation(gate: Gate) -> String {
 }
 
 /// `save`: whether the pre-activations are written too.
-pub(crate) fn forward_sm90(problem: &Problem, save: bool, cluster: u32) -> Variant {
+pub(crate) fn forward_sm90(problem: &Problem, save: bool, tile: ForwardTile) -> Variant {
     Variant {
         program: &FORWARD_SM90,
         entry: "swiglu_forward_sm90",
@@ -58,7 +59,8 @@ pub(crate) fn forward_sm90(problem: &Problem, save: bool, cluster: u32) -> Varia
             ("WEIGHTS", weights(problem.layout.is_linear())),
             ("SAVE", flag(save)),
             ("WITH_BIAS", flag(problem.bias)),
-            ("CLUSTER_SIZE", cluster.to_string()),
+            ("CLUSTER_SIZE", tile.cluster.to_string()),
+            ("COLUMNS", tile.columns.to_string()),
         ],
         hot: true,
         min_arch: Some("sm_90a"),
@@ -175,7 +177,7 @@ pub fn variants() -> Vec<Variant> {
                 all.extend(TILES.map(|tile| input_gradient_sm90(&problem, tile)));
                 for (save, bias) in [(false, false), (false, true), (true, false), (true, true)] {
                     let problem = problem.with_bias(bias);
-                    all.extend([1, CLUSTER].map(|cluster| forward_sm90(&problem, save, cluster)));
+                    all.extend(forward_sm90::TILES.map(|tile| forward_sm90(&problem, save, tile)));
                 }
             }
             for kind in TOKENS {

@@ -11,9 +11,11 @@ namespace wgmma {
 DEV u64 descriptor_k_major(u32 shared) {
   return (u64)((shared & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
-// MN-major: chunks of 64 16-bit elements along M or N, `chunk_bytes` apart; a step of 16 along K is +2048 bytes.
-DEV u64 descriptor_mn_major(u32 shared, u32 chunk_bytes) {
-  return (u64)((shared & 0x3FFFF) >> 4) | ((u64)(chunk_bytes >> 4) << 16) | (64ull << 32) | (1ull << 62);
+// MN-major: chunks of CHUNK 16-bit elements along M or N, `chunk_bytes` apart; a step of 16 along K is +32 CHUNK bytes. Chunks of 32 lie in 64-byte
+// swizzle (2 at bit 62), eight rows of which are 512 bytes.
+template <u32 CHUNK = 64> DEV u64 descriptor_mn_major(u32 shared, u32 chunk_bytes) {
+  static_assert(CHUNK == 64 || CHUNK == 32, "no such swizzle here");
+  return (u64)((shared & 0x3FFFF) >> 4) | ((u64)(chunk_bytes >> 4) << 16) | ((u64)CHUNK << 32) | ((CHUNK == 64 ? 1ull : 2ull) << 62);
 }
 
 DEV void fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -34,8 +34,27 @@ struct GemmShape {
   u32 band;                  // of TileOrder
 };
 
-// STAGING_BYTES: shared memory that each consumer's epilogue may use.
-template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER_ = 1, u32 STAGING_BYTES_ = 16384, u32 TILE_N_ = 128>
+// A consumer warpgroup's way through the stages of one tile: `multiply(stage, k)` queues a stage's products as one group, `release(stage)` tells that it
+// has been read. Afterwards all products are done.
+template <class Multiply, class Release>
+DEV void walk_stages(RingPlace& at, u32 stages, u32 full, u32 k_blocks, const Multiply& multiply, const Release& release) {
+  u32 previous = at.stage;
+#pragma unroll 1
+  for (u32 k = 0; k < k_blocks; ++k) {
+    mbarrier::wait(full + 8 * at.stage, at.parity);
+    multiply(at.stage, k);
+    wgmma::wait<1>();  // the stage before this one has been read
+    if (k != 0) release(previous);
+    previous = at.next(stages).stage;
+  }
+  wgmma::wait<0>();
+  release(previous);
+}
+
+// STAGING_BYTES: shared memory that each consumer's epilogue may use. TILE_N: columns of a tile, 128 or, by instructions of 64 x 192, 192: a fifth less
+// traffic through the L2 and a seventh less in shared memory, for 192 accumulators a thread. CONSUMER_REGISTERS: of a thread, up to 240; what is left is the producer's.
+template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER_ = 1, u32 STAGING_BYTES_ = 16384, u32 TILE_N_ = 128,
+          u32 CONSUMER_REGISTERS = TILE_N_ == 192 ? 240 : 232>
 struct Mainloop {
   typedef E_ E;
   static constexpr bool PING_PONG = SCHEDULE == Schedule::PING_PONG, A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
@@ -43,8 +62,7 @@ struct Mainloop {
   static constexpr u32 TILE_M = PING_PONG ? 128 : 256, TILE_N = TILE_N_;
   static_assert(TILE_N == 128 || TILE_N == 192, "no such instruction here");
   static constexpr u32 ACC = TILE_N;  // accumulators of a thread
-  // All that a wide tile's epilogue can have: its sums are most of what a thread may hold.
-  static constexpr u32 PRODUCER_REGISTERS = TILE_N == 192 ? 24 : 40, CONSUMER_REGISTERS = TILE_N == 192 ? 240 : 232;
+  static constexpr u32 PRODUCER_REGISTERS = THREADS / WARPGROUP * 168 - CONSUMERS * CONSUMER_REGISTERS;  // a launch gives every thread 168
   static constexpr u32 TILE_K = 128 / sizeof(typename E::Storage);  // a row of a stage is 128 bytes
   static constexpr u32 HALF_BYTES = 64 * 128, A_BYTES = TILE_M * 128, B_BYTES = TILE_N * 128;
   // As many stages as fit beside the rest in what a block may have.
@@ -69,7 +87,8 @@ struct Mainloop {
   static_assert(CLUSTER <= 2, "B is shared by two CTAs at most");
   static constexpr u16 EVERYONE = (1 << CLUSTER) - 1;
   struct OneMatrix {
-    static constexpr u32 OUTPUT_N = TILE_N;
+    static constexpr u32 OUTPUT_N = TILE_N, BOX = 64;
+    static_assert(CLUSTER == 1 || TILE_N == 128 || !B_MN, "no such boxes here");
     const TensorMap& map;
     DEV void prefetch() const { tma::prefetch_map(&map); }
     DEV void load(u32 to, u32 barrier, int n, int k, u32 rank) const {
@@ -82,21 +101,26 @@ struct Mainloop {
       }
     }
   };
-  // 64 columns of one matrix beside the same 64 of another: of the 64 accumulators of a half, the first 32 are the first matrix' and the other 32
-  // the second's, for the same elements. Boxes of 64 x 64 for either major.
+  // BOX columns of one matrix beside the same of another, and so on: of every BOX accumulators of a half, the first are the first matrix' and as many
+  // the second's, for the same elements. Boxes of BOX x 64 for either major: 64, or 32, which three times make 96 (in 64-byte swizzle where N is
+  // contiguous).
   struct TwoMatrices {
-    static constexpr u32 OUTPUT_N = TILE_N / 2;
+    static constexpr u32 OUTPUT_N = TILE_N / 2, BOX = OUTPUT_N % 64 ? 32 : 64, BOX_BYTES = BOX * 128;
     const TensorMap &first, &second;
     DEV void prefetch() const {
       tma::prefetch_map(&first);
       tma::prefetch_map(&second);
     }
     DEV void load(u32 to, u32 barrier, int n, int k, u32 rank) const {
-      const int x = B_MN ? n : k, y = B_MN ? k : n;
-      if constexpr (CLUSTER == 1) {
-        tma::load_2d(to, &first, barrier, x, y);
-        tma::load_2d(to + HALF_BYTES, &second, barrier, x, y);
-      } else tma::load_2d_multicast(to + rank * HALF_BYTES, rank ? &second : &first, barrier, x, y, EVERYONE);
+#pragma unroll
+      for (u32 i = 0; i < OUTPUT_N / BOX; ++i) {
+        const int from = n + (int)(i * BOX), x = B_MN ? from : k, y = B_MN ? k : from;
+        const u32 at = to + 2 * i * BOX_BYTES;
+        if constexpr (CLUSTER == 1) {
+          tma::load_2d(at, &first, barrier, x, y);
+          tma::load_2d(at + BOX_BYTES, &second, barrier, x, y);
+        } else tma::load_2d_multicast(at + rank * BOX_BYTES, rank ? &second : &first, barrier, x, y, EVERYONE);
+      }
     }
   };
 
@@ -125,7 +149,7 @@ struct Mainloop {
       if (threadIdx.x == 0) produce(map_a, source_b, shape, order, k_blocks, rank);
     } else {
       registers_grow<CONSUMER_REGISTERS>();
-      consume<SourceB::OUTPUT_N>(order, k_blocks, rank, warpgroup - 1, epilogue);
+      consume<SourceB>(order, k_blocks, rank, warpgroup - 1, epilogue);
     }
     if constexpr (CLUSTER > 1) cluster_sync();  // no CTA leaves while another may still signal its barriers
   }
@@ -138,16 +162,16 @@ struct Mainloop {
     } else tma::load_2d(to, &map, barrier, k, mn);
   }
 
-  // Queues 128 x TILE_N += one stage; both operands as rows (or columns) of the stage.
-  template <bool MN_A, bool MN_B> static DEV void multiply_stage(float (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
-    const u64 da = descriptor<MN_A>(from_a), da_low = descriptor<MN_A>(from_a + HALF_BYTES), db = descriptor<MN_B>(from_b);
+  // Queues 128 x TILE_N += one stage; both operands as rows (or columns) of the stage, B in boxes of BOX columns where N is contiguous.
+  template <bool MN_A, bool MN_B, u32 BOX = 64> static DEV void multiply_stage(float (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
+    const u64 da = descriptor<MN_A>(from_a), da_low = descriptor<MN_A>(from_a + HALF_BYTES), db = descriptor<MN_B, BOX>(from_b);
     wgmma::fence();
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
       const bool add = accumulate || i != 0;
       if constexpr (TILE_N == 192) {
-        wgmma::m64n192<E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
-        wgmma::m64n192<E, 96, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
+        wgmma::m64n192<E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
+        wgmma::m64n192<E, 96, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
       } else {
         wgmma::m64n128<E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
         wgmma::m64n128<E, 64, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
@@ -156,10 +180,10 @@ struct Mainloop {
     wgmma::commit();
   }
 
-  template <bool MN> static DEV u64 descriptor(u32 shared) {
-    return MN ? wgmma::descriptor_mn_major(shared, HALF_BYTES) : wgmma::descriptor_k_major(shared);
+  template <bool MN, u32 BOX = 64> static DEV u64 descriptor(u32 shared) {
+    return MN ? wgmma::descriptor_mn_major<BOX>(shared, BOX * 128) : wgmma::descriptor_k_major(shared);
   }
-  template <bool MN> static constexpr u64 STEP = MN ? 2048 >> 4 : 32 >> 4;  // of a descriptor, along K
+  template <bool MN, u32 BOX = 64> static constexpr u64 STEP = (MN ? 16 * BOX * 2 : 32) >> 4;  // of a descriptor, along K
 
   DEV void release(u32 stage, u32 thread) const {
     if constexpr (CLUSTER > 1) {
@@ -205,7 +229,7 @@ struct Mainloop {
     for (u32 i = 0; i < TILE_M / 128; ++i) load_rows<A_MN, 128>(to + i * 2 * HALF_BYTES, map, barrier, m + (int)i * 128, k);
   }
 
-  template <u32 OUTPUT_N, class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
+  template <class SourceB, class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
     const u32 thread = kept(threadIdx.x % WARPGROUP), grid = gridDim.x / CLUSTER;
     RingPlace at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
@@ -221,23 +245,17 @@ struct Mainloop {
         named_barrier(1 + consumer, WARPGROUP);
       }
       at = at.broadcast();
-      u32 previous = at.stage;
-#pragma unroll 1
-      for (u32 k = 0; k < k_blocks; ++k) {
-        mbarrier::wait(full + 8 * at.stage, at.parity);
-        if (PING_PONG && k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));
-        multiply_stage<A_MN, B_MN>(acc, a + at.stage * A_BYTES + (PING_PONG ? 0 : consumer * 2 * HALF_BYTES), b + at.stage * B_BYTES, k != 0);
-        wgmma::wait<1>();  // the stage before this one has been read
-        if (k != 0) release(previous, thread);
-        previous = at.stage;
-        at.next(STAGES);
-      }
-      wgmma::wait<0>();
-      release(previous, thread);
+      walk_stages(
+          at, STAGES, full, k_blocks,
+          [&](u32 stage, u32 k) {
+            if (PING_PONG && k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));
+            multiply_stage<A_MN, B_MN, SourceB::BOX>(acc, a + stage * A_BYTES + (PING_PONG ? 0 : consumer * 2 * HALF_BYTES), b + stage * B_BYTES, k != 0);
+          },
+          [&](u32 stage) { release(stage, thread); });
       wgmma::tie(acc);
       if (PING_PONG) at.skip(k_blocks, STAGES);  // the other consumer's tile
       const u32 m0 = (tile.row * CLUSTER + rank) * TILE_M + (PING_PONG ? 0 : consumer * 128);
-      epilogue.tile(acc, m0, tile.col * OUTPUT_N, staging + consumer * STAGING_BYTES);
+      epilogue.tile(acc, m0, tile.col * SourceB::OUTPUT_N, staging + consumer * STAGING_BYTES);
     }
     epilogue.finish();
   }

@@ -14,8 +14,18 @@ use crate::programs::{self, CLUSTER};
 /// Pairs of tile rows that a band of the tile order spans, and tile rows where blocks are alone. Measured on an H200: as fast as any.
 const BAND: u32 = 8;
 const BAND_ALONE: u32 = 32;
-/// Columns of z that a tile holds: as many of each projection.
-const TILE_COLUMNS: usize = TILE / 2;
+
+/// Blocks of a cluster, and columns of z that a tile of [`TILE`] rows holds: as many of each projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ForwardTile {
+    pub(crate) cluster: u32,
+    pub(crate) columns: usize,
+}
+
+const ALONE: ForwardTile = ForwardTile { cluster: 1, columns: 64 };
+const SHARING: ForwardTile = ForwardTile { cluster: CLUSTER, columns: 64 };
+const WIDE: ForwardTile = ForwardTile { cluster: CLUSTER, columns: 96 };
+pub(crate) const TILES: [ForwardTile; 3] = [ALONE, SHARING, WIDE];
 
 /// `ForwardParams` of the kernel.
 #[repr(C)]
@@ -40,40 +50,53 @@ pub(crate) struct ForwardCall {
     pub(crate) saved: Option<[At; 2]>,
 }
 
+/// From how long a sum on wide tiles are worth their longer epilogue.
+const LONG: usize = 2048;
+
 /// Where x and the weights fit half of the L2, sharing the weights' tiles is not worth waiting for each other: 2% at M = 4096, K = 1024, N = 4096.
-fn cluster_size(problem: &Problem, l2_bytes: usize) -> u32 {
+/// Elsewhere wide tiles, which move less and so draw less power, where sums are long and waves no more than 1% longer.
+fn choose_tile(problem: &Problem, sm_count: u32, l2_bytes: usize) -> ForwardTile {
     let Problem { rows, inputs, outputs, dtype, .. } = *problem;
     let operands = inputs.saturating_mul(rows + 2 * outputs).saturating_mul(dtype.size_bytes());
-    if operands <= l2_bytes / 2 { 1 } else { CLUSTER }
+    if operands <= l2_bytes / 2 {
+        return ALONE;
+    }
+    let cost = |tile: ForwardTile| {
+        let clusters = rows.div_ceil(TILE * tile.cluster as usize) * outputs.div_ceil(tile.columns);
+        clusters.div_ceil((sm_count / tile.cluster).max(1) as usize) * tile.columns
+    };
+    if inputs >= LONG && cost(WIDE) * 100 <= cost(SHARING) * 101 { WIDE } else { SHARING }
 }
 
 pub(crate) struct ForwardSm90 {
     plain: Kernel,
     saving: Kernel,
-    cluster: u32,
+    tile: ForwardTile,
     problem: Problem,
     maps: LastMaps<ForwardCall, [TensorMap; 6]>,
 }
 
 impl ForwardSm90 {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
-        let cluster = cluster_size(problem, gpu.info().l2_bytes);
-        let kernel = |save| load(gpu, &programs::forward_sm90(problem, save, cluster));
-        Ok(Self { plain: kernel(false)?, saving: kernel(true)?, cluster, problem: *problem, maps: LastMaps::new() })
+        let tile = choose_tile(problem, gpu.info().sm_count, gpu.info().l2_bytes);
+        let kernel = |save| load(gpu, &programs::forward_sm90(problem, save, tile));
+        Ok(Self { plain: kernel(false)?, saving: kernel(true)?, tile, problem: *problem, maps: LastMaps::new() })
     }
 
-    /// x, gate weights, up weights, z, gate, up.
-    fn encode(problem: &Problem, call: &ForwardCall) -> Result<[TensorMap; 6]> {
-        let Problem { rows, inputs, outputs, dtype, .. } = *problem;
-        let piece = |at: At| at.matrix(dtype, rows, outputs).warp_store();
+    /// x, gate weights, up weights, z, gate, up. Where 64 does not divide a tile, its columns are loaded and stored by 32.
+    fn encode(problem: &Problem, tile: ForwardTile, call: &ForwardCall) -> Result<[TensorMap; 6]> {
+        let Problem { rows, inputs, outputs, dtype, layout, .. } = *problem;
+        let slice = if tile.columns.is_multiple_of(64) { 64 } else { 32 };
+        let weights = |at| weights(problem, at).boxes(if layout.is_linear() { [64, slice] } else { [slice, 64] });
+        let piece = |at: At| at.matrix(dtype, rows, outputs).boxes([slice, 16]);
         // A map that is never followed may be any valid one: of z for the pre-activations, of the gate's for z.
         let [gate_saved, up_saved] = call.saved.unwrap_or([call.z, call.z]);
         let z = if call.z.address == 0 { gate_saved } else { call.z };
         let [gate, up] = call.weights;
         Ok([
             call.x.matrix(dtype, rows, inputs).k_major(1)?,
-            weights(problem, gate).mn_major()?,
-            weights(problem, up).mn_major()?,
+            weights(gate)?,
+            weights(up)?,
             piece(z)?,
             piece(gate_saved)?,
             piece(up_saved)?,
@@ -83,12 +106,12 @@ impl ForwardSm90 {
     /// # Safety
     /// The addresses must be live memory of the problem's shapes, rows beginning at multiples of 16 bytes.
     pub(crate) unsafe fn launch(&mut self, gpu: &Gpu, stream: &CudaStream, call: &ForwardCall) -> Result<()> {
-        let [x, w_gate, w_up, z, gate, up] = self.maps.of(*call, || Self::encode(&self.problem, call))?;
+        let [x, w_gate, w_up, z, gate, up] = self.maps.of(*call, || Self::encode(&self.problem, self.tile, call))?;
         let Problem { rows, inputs, outputs, .. } = self.problem;
-        let (kernel, cluster) = (if call.saved.is_some() { &self.saving } else { &self.plain }, self.cluster);
+        let ForwardTile { cluster, columns } = self.tile;
+        let kernel = if call.saved.is_some() { &self.saving } else { &self.plain };
         let shape = GemmShape::new(rows, outputs, inputs, if cluster == 1 { BAND_ALONE } else { BAND });
-        let tiles = rows.div_ceil(TILE) * outputs.div_ceil(TILE_COLUMNS);
-        let config = launch_config(gpu.info(), tiles, cluster);
+        let config = launch_config(gpu.info(), shape.tiles_of([TILE, columns]), cluster);
         let params =
             ForwardParams { gate_bias: call.bias[0], up_bias: call.bias[1], with_z: u32::from(call.z.address != 0) };
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
@@ -102,8 +125,10 @@ mod tests {
     use kernel_core::DType;
 
     #[test]
-    fn blocks_share_weights_that_do_not_fit_the_cache() {
-        let cluster = |m, k, n| cluster_size(&Problem::new(m, k, n, DType::Bf16), 60 << 20);
-        assert_eq!((cluster(4096, 1024, 4096), cluster(16_384, 1152, 4304), cluster(8192, 4096, 14_336)), (1, 2, 2));
+    fn blocks_share_weights_that_do_not_fit_the_cache_and_are_wide_for_long_sums() {
+        let tile = |m, k, n| choose_tile(&Problem::new(m, k, n, DType::Bf16), 132, 60 << 20);
+        assert_eq!((tile(4096, 1024, 4096), tile(16_384, 1152, 4304)), (ALONE, SHARING));
+        assert_eq!((tile(8192, 4096, 14_336), tile(8192, 4096, 11_008)), (WIDE, WIDE));
+        assert_eq!((tile(512, 8192, 4096), tile(300, 2600, 3096)), (SHARING, WIDE), "two waves of narrow tiles");
     }
 }

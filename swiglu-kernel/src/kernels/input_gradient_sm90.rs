@@ -1,7 +1,7 @@
 //! `cuda/input_gradient_sm90.cu`: dx on Hopper, and with it the pass that makes the gradients of the pre-activations.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::sm90::{TILE, launch_config};
+use kernel_core::sm90::launch_config;
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, TensorMap};
 
 use super::gate::DerivativeParams;
@@ -56,10 +56,22 @@ impl InputGradientCall {
     }
 }
 
+/// The fewest rows of a tile: no tile has counters of more tile rows.
+const LEAST_ROWS: usize = {
+    let (mut least, mut i) = (TILES[0][0], 1);
+    while i < TILES.len() {
+        if TILES[i][0] < least {
+            least = TILES[i][0];
+        }
+        i += 1;
+    }
+    least
+};
+
 /// Bytes of the kernel's counters, which must be zero before its first launch.
 pub(crate) fn progress_bytes(problem: &Problem) -> usize {
     let chunks = problem.outputs.div_ceil(CHUNK).next_multiple_of(4);
-    (COUNTERS + problem.rows.div_ceil(TILE) * chunks) * size_of::<u32>()
+    (COUNTERS + problem.rows.div_ceil(LEAST_ROWS) * chunks) * size_of::<u32>()
 }
 
 /// Clusters of tiles that cover dx.
