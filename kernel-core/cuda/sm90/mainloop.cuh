@@ -154,11 +154,11 @@ struct Mainloop {
     if constexpr (CLUSTER > 1) cluster_sync();  // no CTA leaves while another may still signal its barriers
   }
 
-  // ROWS rows (or columns) of one stage of K.
-  template <bool MN, u32 ROWS> static DEV void load_rows(u32 to, const TensorMap& map, u32 barrier, int mn, int k) {
+  // LINES rows (or columns) of one stage of K. (ROWS and COLUMNS are defines of some kernels.)
+  template <bool MN, u32 LINES> static DEV void load_rows(u32 to, const TensorMap& map, u32 barrier, int mn, int k) {
     if constexpr (MN) {
 #pragma unroll
-      for (u32 i = 0; i < ROWS / 64; ++i) tma::load_2d(to + i * HALF_BYTES, &map, barrier, mn + (int)i * 64, k);
+      for (u32 i = 0; i < LINES / 64; ++i) tma::load_2d(to + i * HALF_BYTES, &map, barrier, mn + (int)i * 64, k);
     } else tma::load_2d(to, &map, barrier, k, mn);
   }
 
