@@ -87,7 +87,11 @@ template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u3
 template <u32 N> DEV float largest_logit(const float* x, const PairConstants& c) {
   int largest = 0;
 #pragma unroll
-  for (u32 j = 0; j < N; ++j) largest = max_of(largest, __float_as_int(x[j]));
+  for (u32 j = 0; j < N; ++j) {
+    int bits;  // in PTX: the compiler would keep all of `x` as integers, and lose track of accumulators that it moves
+    asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(x[j]));
+    largest = max_of(largest, bits);
+  }
   return fmaf(__int_as_float(largest), c.scale_log2, c.bias_log2);
 }
 
@@ -164,25 +168,75 @@ DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairCo
   sums.loss += fmaf(large[0] + large[1], LN2, log1p_nonnegative(fmaf(p, r, p + r)));
 }
 
+// The positive pairs of a fragment whose pairs all exist: at most one for each of a lane's two rows. They are summed and taken out before the others, which then
+// go the usual way, and their q put in afterwards: other paths are long, and a block meets them once, when no instruction cache holds them.
+struct Positives {
+  // A dot product whose pair adds nothing, at any scale above LEAST_SCALE.
+  static constexpr float ABSENT = -3e38f, LEAST_SCALE = 1e-20f;
+  u32 at;  // which elements they are, 8 bits for each row; N for none
+  u32 q;   // packed, of both rows
+
+  template <class E, bool GRADIENT, u32 N> DEV void take(float* x, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
+    float q_of[2];
+    at = 0;
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const u32 i = place.lane / 4 + half * 8, k = i + (u32)place.diagonal;
+      const bool here = k < 2 * N && k % 8 / 2 == place.lane % 4;
+      const u32 element = here ? k / 8 * 4 + half * 2 + k % 2 : N;
+      float dot = 0.f;
+#pragma unroll
+      for (u32 j = 0; j < N; ++j)
+        if (j / 2 % 2 == half && j == element) dot = x[j], x[j] = ABSENT;
+      if (place.positives && here) dot = place.positives[i];
+      const float a = -fmaf(dot, c.scale_log2, c.bias_log2), u = exp2_approx(-fabsf(a));
+      const float q_here = (a >= 0.f ? -c.gain : -u * c.gain) * reciprocal(1.f + u);
+      if (here) {
+        sums.loss += fmaf(fmaxf(a, 0.f), LN2, log1p_nonnegative(u));
+        if (GRADIENT) sums.q += q_here, sums.q_x = fmaf(q_here, dot, sums.q_x);
+      }
+      q_of[half] = here ? q_here : 0.f;
+      at |= element << 8 * half;
+    }
+    if constexpr (GRADIENT) q = E::pack(q_of[0], q_of[1]);
+  }
+  template <u32 N> DEV void put(u32* packed) const {
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const u32 element = at >> 8 * half & 255, bits = (q >> 16 * half & 0xFFFF) << element % 2 * 16;
+#pragma unroll
+      for (u32 j = 0; j < N / 4; ++j)  // in PTX: the compiler would index `packed`, and keep it in memory for that
+        asm("{\n.reg .pred p;\nsetp.eq.u32 p, %1, %3;\n@p or.b32 %0, %0, %2;\n}" : "+r"(packed[2 * j + half]) : "r"(element / 4), "r"(bits), "r"(j));
+    }
+  }
+};
+
 // One fragment of a warp, by the cheapest path that is exact for it. All lanes call it together.
 template <class E, bool GRADIENT, u32 N>
-DEV void pairs(const float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
-  constexpr int COLS = N * 2;  // 16 rows x COLS columns over 32 lanes
-  const bool plain = place.rows >= 16 && place.cols >= COLS && (place.diagonal <= -16 || place.diagonal >= COLS);
+DEV void pairs(float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
+  constexpr int COLS = N * 2;       // 16 rows x COLS columns over 32 lanes
+  constexpr bool LONG = N == 64;  // fragments whose general path is
+  const bool positives = place.diagonal > -16 && place.diagonal < COLS;
+  if (place.rows < 16 || place.cols < COLS || (positives && !(LONG && c.scale_log2 > Positives::LEAST_SCALE))) {
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const FragmentPlace part = {place.diagonal - (int)half * COLS / 2, place.rows, place.cols - (int)half * COLS / 2, place.lane, place.positives};
+      pairs_general<E, GRADIENT, true, N / 2>(x + half * N / 2, packed + half * N / 4, sums, c, part);
+    }
+    return;
+  }
+  Positives taken;
+  if constexpr (LONG)
+    if (__builtin_expect(positives, 0)) taken.take<E, GRADIENT, N>(x, sums, c, place);
   // The usual way first, in one piece; all others lie behind it.
-  if (__builtin_expect(plain && sums.faint, 1) && __builtin_expect(pairs_faint<E, GRADIENT, N>(x, packed, sums, c), 1)) return;
-  if (plain) {
+  if (!(__builtin_expect(sums.faint, 1) && __builtin_expect(pairs_faint<E, GRADIENT, N>(x, packed, sums, c), 1))) {
     const float largest = largest_logit<N>(x, c);
     sums.faint = __all_sync(~0u, largest < FAINT_LOG2);
     if (__all_sync(~0u, largest < 1.5f)) pairs_quiet<E, GRADIENT, N>(x, packed, sums, c);
     else pairs_general<E, GRADIENT, false, N>(x, packed, sums, c, place);
-    return;
   }
-#pragma unroll
-  for (u32 half = 0; half < 2; ++half) {
-    const FragmentPlace part = {place.diagonal - (int)half * COLS / 2, place.rows, place.cols - (int)half * COLS / 2, place.lane, place.positives};
-    pairs_general<E, GRADIENT, true, N / 2>(x + half * N / 2, packed + half * N / 4, sums, c, part);
-  }
+  if constexpr (LONG && GRADIENT)
+    if (__builtin_expect(positives, 0)) taken.put<N>(packed);
 }
 
 // A fragment's sums into the warp's slot, without gain and unit.
