@@ -39,8 +39,9 @@ struct HopperParams {
 // The argmax of a NaN maximum: which token it was is found by maxsim_settle.
 constexpr int UNSETTLED = -2;
 
-// A tile of up to TILE_TOKENS tokens is cut into quarters: what is loaded, multiplied and searched is whole quarters, so that the time of a
-// ragged document follows its length.
+// A tile of up to TILE_TOKENS tokens is one to four quarters wide, so that the time of a ragged document follows its length. The last columns are
+// copied so that they end where the document does: to meet some tokens twice changes no maximum, and nothing need be cut off, but of a document
+// with less than a quarter.
 constexpr u32 FULL = TILE_TOKENS, QUARTER = (FULL / 4 + 7) / 8 * 8;
 constexpr u32 BLOCK_BYTES = 128;  // of a row in shared memory: 64 elements of d
 constexpr u32 TILE_BYTES = FULL * BLOCK_BYTES, QUERY_BYTES = TILE_ROWS * BLOCK_BYTES;
@@ -51,23 +52,35 @@ constexpr u32 MAX_WARPGROUPS = 3, MAX_SLOTS = 32;
 // Of a slot by a consumer: by one thread when only the tensor cores have read it, else by each warp.
 constexpr u32 RELEASES = NORMALIZED ? WARPGROUP / WARP : 1;
 
-// What the producer says of a tile: how many tokens in bits 0 .. 7, flags, the first token from bit 12 on.
-constexpr u32 TOKENS_MASK = 0xff, LAST_TILE = 1u << 8, MASKED = 1u << 9, NEW_QUERIES = 1u << 10, STOP = 1u << 11, FIRST_SHIFT = 12;
+// What the producer says of a tile: how many tokens in bits 0 .. 7, whether it is two, three or four quarters wide, flags, the first token.
+constexpr u32 TOKENS_MASK = 0xff, TWO = 1u << 8, THREE = 1u << 9, FOUR = 1u << 10, LAST_TILE = 1u << 11, MASKED = 1u << 12, NEW_QUERIES = 1u << 13,
+              STOP = 1u << 14, NO_TOKENS = 1u << 15, FIRST_SHIFT = 16;
 static_assert(FULL <= TOKENS_MASK, "a tile's tokens fit their bits");
+// Of a tile that is not there yet; and what is more than a tile to be multiplied, UNKNOWN among it.
+constexpr u32 UNKNOWN = ~0u, SPECIAL = NEW_QUERIES | STOP | NO_TOKENS;
 struct alignas(16) TileInfo {
-  u32 about, doc, slot, row_block;
+  u32 about, from, doc, spare;  // `from`: the low half of the tile's descriptor
 };
+DEV u32 columns_of(u32 quarters) { return quarters == 4 ? FULL : quarters * QUARTER; }
+// The first of the columns that are copied so that they end with the last token.
+DEV constexpr u32 tail_of(u32 quarters) { return quarters < 2 ? FULL : quarters == 2 ? QUARTER : 2 * QUARTER; }
 
-// Copies float AT of `count`, on its own; and an arrival at the barrier once this thread's copies so far are there.
-template <int AT> DEV void copy_float(u32 shared, const float* global, int count) {
-  asm volatile("{\n.reg .pred p;\nsetp.gt.s32 p, %2, %3;\n@p cp.async.ca.shared.global [%0 + %4], [%1 + %4], 4;\n}"
-               ::"r"(shared), "l"(global), "r"(count), "n"(AT), "n"(4 * AT));
+// Copies a float on its own; and an arrival at the barrier once this thread's copies so far are there.
+DEV void copy_float(u32 shared, const float* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
 DEV void arrive_when_copied(u32 barrier) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory"); }
 DEV float2 load_pair(u32 shared) {
   float2 x;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(shared) : "memory");
   return x;
+}
+
+// One lane of a whole warp, always the same.
+DEV bool elect() {
+  u32 elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
+  return elected != 0;
 }
 
 struct Ring {
@@ -77,30 +90,42 @@ struct Ring {
   }
 };
 
+// A document whose turn is near.
+struct Upcoming {
+  u32 row, end;  // its first row, one past its last token
+  u32 flags;     // of its tiles
+  Unit unit;
+};
+
 // A ring as the producer sees it, and the document that it is being filled with.
 struct Feed {
   Ring at;
-  Unit unit;                // also of the queries that were loaded last
-  u32 loads;                // of queries
-  u32 row, token, end;      // of the document: its first row, its next token, one past the last
-  u32 flags;                // of the next tile
-  bool open;
+  u32 loads;     // of queries
+  u32 docs;      // so far
+  u32 token;     // the next
+  u32 open;      // whether the document has tiles left
+  Upcoming doc;  // its unit is also that of the queries that were loaded last
 };
 
 // What a consumer found of a document, for the warp that adds it up: of each row the four threads of a quad have a best each.
-struct Result {
+struct alignas(16) Result {
   float best[TILE_ROWS][4];
   int index[WITH_ARGMAX ? TILE_ROWS : 1][4];
-  uint4 of;  // document, slot, row block, flags; above the flags the consumer's `taken`
 };
 
-// Flags of a result: nothing follows; the document has no tokens.
-constexpr u32 NOTHING = 1, EMPTY = 2;
+// What the producer says of a document, for the warps that add up.
+struct alignas(16) Told {
+  u32 doc, slot, row_block, flags;  // NEW_QUERIES, STOP, EMPTY
+};
+constexpr u32 EMPTY = 1;
+// Of one ring: more than documents can be between the producer and a warp that adds up, at most a slot each and two results, so that none is written
+// over before its time.
+constexpr u32 TOLD = 2 * MAX_SLOTS;
 
-// What must be known of a consumer's query tile once a document is done; in registers it would crowd out the accumulators.
+// Of a query tile that is neither one query nor two halves, for the warp that adds up: rows where queries begin, and each row's best.
 struct Held {
-  RowInfo rows[TILE_ROWS];
-  u32 bounds[TILE_ROWS + 1];  // rows of the tile where its queries begin
+  float values[TILE_ROWS];
+  u32 bounds[TILE_ROWS + 1];
 };
 
 // The beginning of shared memory. The slots of the rings follow, then the query tiles, then the inverse norms of each slot's tokens.
@@ -117,6 +142,8 @@ struct Control {
   // The producer's own.
   u32 units_of_block[4];  // when there is no table of them: where to begin, and the end; then the first, and where it began
   Feed feeds[MAX_WARPGROUPS];
+  Told told[MAX_WARPGROUPS][TOLD];
+  Upcoming upcoming[WARP];
 };
 constexpr u32 RING_AT = 23 * 1024;
 static_assert(sizeof(Control) <= RING_AT, "RING_AT is CONTROL_BYTES of the launcher, less 1024 to align the tiles");
@@ -132,13 +159,17 @@ DEV u32 norms_of(const HopperParams& params, const Control& control, u32 slot) {
   return queries_of(params, control, params.warpgroups) + slot * (FULL * 4);
 }
 
-// One warp; what only one thread may do, lane 0 does.
+// One warp; what only one thread may do, an elected lane does: the compiler knows that it is one, and puts no loop over the lanes around a copy.
 struct Producer {
   const HopperParams& params;
   const TensorMap& map_queries;
   const TensorMap& map_full;
+  const TensorMap& map_half;
+  const TensorMap& map_rest;
   const TensorMap& map_quarter;
   Control& control;
+  u32 chunk, index, last;   // of the units: the run of them that comes next, the next of this one, one past its last
+  u32 upcoming, looked_up;  // of `control.upcoming`: the next, one past the last
 
   DEV void load_queries(Feed& feed, u32 r) {
     const u32 k_blocks = k_blocks_of(params), first = params.split() ? r : 0, last = params.split() ? r + 1 : params.warpgroups;
@@ -146,7 +177,7 @@ struct Producer {
     if (w < last) {
       const u32 barrier = shared_address(control.queries_full + w);
       mbarrier::wait(shared_address(control.queries_empty + w), (feed.loads & 1) ^ 1);
-      const QueryTile tile = tile_of(params.items, params.queries, feed.unit, w - first, params.tiles);
+      const QueryTile tile = tile_of(params.items, params.queries, feed.doc.unit, w - first, params.tiles);
       control.query_rows[w] = tile.rows;
       if (tile.rows == 0) mbarrier::arrive(barrier);
       else {
@@ -160,102 +191,130 @@ struct Producer {
     ++feed.loads;
   }
 
-  DEV void open(Feed& feed, u32 r, const Unit& unit) {
-    const bool fresh = !same_tiles(params.items, feed.unit, unit);
-    feed.unit = unit;
-    feed.row = (u32)params.docs.start(unit.doc), feed.token = 0, feed.end = params.docs.end(unit.doc);
-    feed.flags = (fresh ? NEW_QUERIES : 0) | ((!NORMALIZED && params.docs.scales) || params.docs.has_holes(unit.doc) ? MASKED : 0);
-    feed.open = true;
+  // The next documents of the block, a lane each. Gives whether there are any.
+  DEV bool look_up() {
+    const Items& items = params.items;
+    const u32 runs = items.starts ? items.chunks : 2;
+    while (index == last && chunk < runs) {
+      const u32* starts = items.starts ? items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x : control.units_of_block + 2 * chunk;
+      index = starts[0], last = starts[1], ++chunk;
+    }
+    if (index == last) return false;
+    __syncwarp();  // those before have been read
+    upcoming = 0, looked_up = min_of(last - index, WARP);
+    if (threadIdx.x < looked_up) {
+      const Unit unit = unit_at(items, chunk - 1, index + threadIdx.x);
+      const u32 flags = (!NORMALIZED && params.docs.scales) || params.docs.has_holes(unit.doc) ? MASKED : 0;
+      control.upcoming[threadIdx.x] = {(u32)params.docs.start(unit.doc), params.docs.end(unit.doc), flags, unit};
+    }
+    __syncwarp();
+    index += looked_up;
+    return true;
   }
 
-  // This lane's of a tile's inverse norms, every 32nd of `left` from `row` on.
-  DEV void copy_norms(u32 slot, u32 row, int left) {
-    const u32 to = norms_of(params, control, slot) + 4 * threadIdx.x;
-    const float* from = params.docs.scales + row;
-    copy_float<0>(to, from, left), copy_float<32>(to, from, left);
-    if (FULL > 64) copy_float<64>(to, from, left);
-    if (FULL > 96) copy_float<96>(to, from, left);
-    if (FULL > 128) copy_float<128>(to, from, left);
+  DEV void tell(Feed& feed, u32 r, u32 flags) {
+    if (elect()) control.told[r][feed.docs % TOLD] = {feed.doc.unit.doc, feed.doc.unit.slot, feed.doc.unit.row_block, flags};
+    ++feed.docs;
   }
 
-  // The next tile of the ring's document; an empty one has a tile without tokens. The last of several tiles begins early enough to be full of
-  // tokens: to meet some of them twice changes no maximum, and nothing of it need be cut off.
+  // Gives whether there is another document.
+  DEV bool open(Feed& feed, u32 r) {
+    if (upcoming == looked_up && !look_up()) return false;
+    const Unit before = feed.doc.unit;
+    feed.doc = control.upcoming[upcoming++];
+    if (!same_tiles(params.items, before, feed.doc.unit)) feed.doc.flags |= NEW_QUERIES;
+    tell(feed, r, feed.doc.flags & NEW_QUERIES | (feed.doc.end == 0 ? EMPTY : 0));
+    feed.token = 0;
+    return feed.open = 1;
+  }
+
+  // This lane's of the inverse norms of a tile's columns, every 32nd, from `row` on: the first `count`, those from `tail` on `back` rows before.
+  DEV void copy_norms(u32 slot, u32 row, u32 count, u32 tail, u32 back) {
+    const u32 to = norms_of(params, control, slot);
+#pragma unroll
+    for (u32 from = 0; from < FULL; from += WARP) {
+      const u32 column = from + threadIdx.x;
+      if (column < count) copy_float(to + 4 * column, params.docs.scales + row + column - (column < tail ? 0 : back));
+    }
+  }
+
+  // The next tile of the ring's document; an empty one has a tile without tokens. The last of several tiles begins early enough to be full of tokens.
   DEV void load_tile(Feed& feed, u32 r) {
-    const u32 left = feed.end - feed.token, first_slot = r * params.slots, quarters = left > 3 * QUARTER ? 4 : ceil_div(left, QUARTER);
-    const u32 width = quarters == 4 ? FULL : quarters * QUARTER, slots = IN_REGISTERS || left == 0 ? 1 : k_blocks_of(params);
+    const Upcoming& doc = feed.doc;
+    const u32 left = doc.end - feed.token, first_slot = r * params.slots, masked = doc.flags & MASKED;
+    const u32 quarters = left == 0 ? 0 : left > 3 * QUARTER || masked ? 4 : left > 2 * QUARTER ? 3 : left > QUARTER ? 2 : 1;
+    const u32 columns = columns_of(quarters), width = quarters > 1 ? TWO << (quarters - 2) : quarters == 0 ? NO_TOKENS : 0;
+    const u32 slots = IN_REGISTERS || left == 0 ? 1 : k_blocks_of(params);
     const bool last = left <= FULL, early = last && feed.token > 0;
-    const u32 token = early ? feed.end - width : feed.token, tokens = early ? width : min_of(left, FULL), row = feed.row + token;
-    Ring at = feed.at;
+    const u32 token = early ? doc.end - columns : feed.token, tokens = early ? columns : min_of(left, FULL), row = doc.row + token;
+    const u32 about = token << FIRST_SHIFT | doc.flags | (last ? LAST_TILE : 0) | width | tokens;
+    // Two copies, or one.
+    const bool whole = tokens == FULL || masked, two = quarters > 1 && !whole;
+    const TensorMap* head = whole ? &map_full : quarters > 2 ? &map_half : &map_quarter;
+    const TensorMap* tail = quarters == 4 ? &map_rest : &map_quarter;
+    const u32 tail_at = tail_of(quarters), back = columns - tokens, tail_row = row + tail_at - back;
 #pragma unroll 1
     for (u32 s = 0; s < slots; ++s) {
-      const u32 slot = first_slot + at.stage, barrier = shared_address(control.full + slot);
-      mbarrier::wait(shared_address(control.empty + slot), at.parity ^ 1);
-      if (threadIdx.x == 0) {
-        if (s == 0) {
-          const u32 about = token << FIRST_SHIFT | feed.flags | (last ? LAST_TILE : 0) | tokens;
-          control.tiles[slot] = {about, feed.unit.doc, feed.unit.slot, feed.unit.row_block};
-        }
+      const u32 slot = first_slot + feed.at.stage, barrier = shared_address(control.full + slot);
+      mbarrier::wait(shared_address(control.empty + slot), feed.at.parity ^ 1);
+      if (elect()) {
+        const u32 to = ring_of(control) + slot * SLOT_BYTES;
+        control.tiles[slot] = {about, (u32)wgmma::descriptor_k_major(to), doc.unit.doc, 0};
         if (left == 0) mbarrier::arrive(barrier);
-        else mbarrier::expect_bytes(barrier, HELD_BLOCKS * width * BLOCK_BYTES);
-#pragma unroll 1
-        for (u32 k = 0; left > 0 && k < HELD_BLOCKS; ++k) {
-          const u32 to = ring_of(control) + slot * SLOT_BYTES + k * TILE_BYTES, x = (s + k) * 64;
-          if (quarters == 4) tma::load_2d(to, &map_full, barrier, (int)x, (int)row);
-          else
-#pragma unroll 1
-            for (u32 i = 0; i < quarters; ++i)
-              tma::load_2d(to + i * QUARTER * BLOCK_BYTES, &map_quarter, barrier, (int)x, (int)(row + i * QUARTER));
+        else {
+          mbarrier::expect_bytes(barrier, HELD_BLOCKS * columns * BLOCK_BYTES);
+#pragma unroll
+          for (u32 k = 0; k < HELD_BLOCKS; ++k) tma::load_2d(to + k * TILE_BYTES, head, barrier, (int)((s + k) * 64), (int)row);
+          if (two)
+#pragma unroll
+            for (u32 k = 0; k < HELD_BLOCKS; ++k)
+              tma::load_2d(to + k * TILE_BYTES + tail_at * BLOCK_BYTES, tail, barrier, (int)((s + k) * 64), (int)tail_row);
         }
       }
       if (NORMALIZED) {
-        if (!(feed.flags & MASKED)) copy_norms(slot, row + threadIdx.x, (int)tokens - (int)threadIdx.x);
+        if (!(doc.flags & MASKED)) copy_norms(slot, row, quarters > 1 ? columns : tokens, tail_at, back);
         arrive_when_copied(barrier);
       }
       __syncwarp();
       // Behind the slot that tells of them: only then do the consumers give the old ones up.
-      if (s == 0 && feed.flags & NEW_QUERIES) load_queries(feed, r);
-      at.next(params.slots);
+      if (s == 0 && doc.flags & NEW_QUERIES) load_queries(feed, r);
+      feed.at.next(params.slots);
     }
-    feed.at = at;
     feed.token += FULL;
-    feed.flags &= ~NEW_QUERIES;
+    feed.doc.flags &= ~NEW_QUERIES;
     feed.open = !last;
   }
 
   // One tile for each ring in turn, so that no consumer waits for another's document.
   DEV void run() {
-    const Items& items = params.items;
-    const u32 rings = params.rings(), runs = items.starts ? items.chunks : 2;
-    Feed feed = {{0, 0}, {~0u, 0, 0, ~0u}, 0, 0, 0, 0, 0, false};
+    const u32 rings = params.rings();
+    Feed feed = {{0, 0}, 0, 0, 0, 0, {0, 0, 0, {~0u, 0, 0, ~0u}}};
     if (rings > 1)
       for (u32 r = 0; r < rings; ++r) control.feeds[r] = feed;
-    u32 chunk = 0, index = 0, last = 0, open_rings = 0;
+    u32 open_rings;
     do {
+      open_rings = 0;
       for (u32 r = 0; r < rings; ++r) {
-        if (rings > 1) feed = control.feeds[r];
-        __syncwarp();
-        if (!feed.open) {
-          while (index == last && chunk < runs) {
-            const u32* starts = items.starts ? items.starts + (u64)chunk * (gridDim.x + 1) + blockIdx.x : control.units_of_block + 2 * chunk;
-            index = starts[0], last = starts[1], ++chunk;
-          }
-          if (index == last) continue;
-          open(feed, r, unit_at(items, chunk - 1, index++));
-          ++open_rings;
+        if (rings > 1) {
+          __syncwarp();
+          feed = control.feeds[r];
         }
+        if (!feed.open && !open(feed, r)) continue;
         load_tile(feed, r);
-        open_rings -= !feed.open;
+        ++open_rings;
         if (rings > 1) control.feeds[r] = feed;
       }
-    } while (open_rings > 0 || index < last || chunk < runs);
+    } while (open_rings > 0);
     for (u32 r = 0; r < rings; ++r) {
-      const Ring at = rings > 1 ? control.feeds[r].at : feed.at;
-      const u32 slot = r * params.slots + at.stage;
-      mbarrier::wait(shared_address(control.empty + slot), at.parity ^ 1);
+      if (rings > 1) feed = control.feeds[r];
+      const u32 slot = r * params.slots + feed.at.stage;
+      mbarrier::wait(shared_address(control.empty + slot), feed.at.parity ^ 1);
+      tell(feed, r, STOP);
       if (NORMALIZED) arrive_when_copied(shared_address(control.full + slot));
-      if (threadIdx.x > 0) continue;
-      control.tiles[slot] = {STOP, 0, 0, 0};
-      mbarrier::arrive(shared_address(control.full + slot));
+      if (elect()) {
+        control.tiles[slot] = {STOP, 0, 0, 0};
+        mbarrier::arrive(shared_address(control.full + slot));
+      }
     }
   }
 };
@@ -287,50 +346,68 @@ template <u32 COLUMNS, u32 SIZE> DEV void search_any(const float (&acc)[SIZE], f
     }
 }
 // The same, sooner, by comparing bits: from +0 up, and a NaN is above them all, floats are ordered as the integers of their bits, of which one
-// instruction compares three. Gives whether it is right: every `best` is above 0. Selections are additions of -0 under a predicate: these run beside the
-// comparisons, not among them.
-template <u32 COLUMNS, u32 SIZE>
-DEV bool search_positive(const float (&acc)[SIZE], float (&best)[2], float (&first)[2], float (&pair)[2], float minus_zero) {
-  constexpr u32 CHAINS = WITH_ARGMAX ? 1 : 2;  // of comparisons that wait for one another
+// instruction compares three. Selections are additions of -0 under a predicate: these run beside the comparisons, not among them.
+struct Positive {
+  static constexpr u32 CHAINS = WITH_ARGMAX ? 1 : 2;  // of comparisons that wait for one another
   int most[CHAINS][2];
+  float first[2], pair[2], minus_zero;
+
+  DEV Positive(float minus_zero) : minus_zero(minus_zero) {
 #pragma unroll
-  for (u32 r = 0; r < 2; ++r) most[0][r] = most[CHAINS - 1][r] = (int)0x80000000, first[r] = 0.f, pair[r] = -1.f;
+    for (u32 r = 0; r < 2; ++r) most[0][r] = most[CHAINS - 1][r] = (int)0x80000000, first[r] = 0.f, pair[r] = -1.f;
+  }
+  template <u32 COLUMNS, u32 SIZE> DEV void search(const float (&acc)[SIZE]) {
 #pragma unroll
-  for (u32 j = 0; j < COLUMNS / 8; ++j)
+    for (u32 j = 0; j < COLUMNS / 8; ++j)
+#pragma unroll
+      for (u32 r = 0; r < 2; ++r) {
+        const float left = acc[4 * j + 2 * r], right = acc[4 * j + 2 * r + 1];
+        int& best = most[j % CHAINS][r];
+        const int before = best;
+        best = max_of(before, max_of(__float_as_int(left), __float_as_int(right)));
+        if constexpr (WITH_ARGMAX)
+          asm("{\n.reg .pred better;\nsetp.ne.s32 better, %2, %3;\n@better add.f32 %0, %4, %6;\n@better add.f32 %1, %5, %6;\n}"
+              : "+&f"(first[r]), "+&f"(pair[r]) : "r"(before), "r"(best), "f"(left), "f"(8.f * j), "f"(minus_zero));
+      }
+  }
+  DEV int bits(u32 r) const { return max_of(most[0][r], most[CHAINS - 1][r]); }
+  // Gives whether what was found is right: every best is above 0.
+  DEV bool best(float (&best)[2]) const {
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) best[r] = __int_as_float(bits(r));
+    return __all_sync(~0u, min_of(bits(0), bits(1)) > 0);
+  }
+  // The same of few columns: some thread of every row's four has a best above 0, before which what the others found counts for nothing.
+  DEV bool best_of_quads(float (&best)[2]) const {
+    u32 quads = ~0u;
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
-      const float left = acc[4 * j + 2 * r], right = acc[4 * j + 2 * r + 1];
-      int& best_bits = most[j % CHAINS][r];
-      const int before = best_bits;
-      best_bits = max_of(before, max_of(__float_as_int(left), __float_as_int(right)));
-      if constexpr (WITH_ARGMAX)
-        asm("{\n.reg .pred better;\nsetp.ne.s32 better, %2, %3;\n@better add.f32 %0, %4, %6;\n@better add.f32 %1, %5, %6;\n}"
-            : "+&f"(first[r]), "+&f"(pair[r]) : "r"(before), "r"(best_bits), "f"(left), "f"(8.f * j), "f"(minus_zero));
+      best[r] = __int_as_float(bits(r));
+      const u32 above = __ballot_sync(~0u, bits(r) > 0), pairs = above | above >> 1;
+      quads &= pairs | pairs >> 2;
     }
-#pragma unroll
-  for (u32 r = 0; r < 2; ++r) best[r] = __int_as_float(max_of(most[0][r], most[CHAINS - 1][r]));
-  return __all_sync(~0u, min_of(__float_as_int(best[0]), __float_as_int(best[1])) > 0);
-}
+    return (quads & 0x11111111) == 0x11111111;
+  }
+};
 
-// Takes the best of the columns, of which the thread's first is `token`.
-DEV void take(Found& found, const float (&best)[2], const float (&first)[2], const float (&pair)[2], u32 token) {
+// Takes the best of a tile's columns, of which those from `tail` on end with its last token.
+DEV void take(Found& found, const float (&best)[2], const float (&first)[2], const float (&pair)[2], u32 about, u32 columns, u32 tail) {
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
-    if (WITH_ARGMAX && best[r] > found.value[r]) found.index[r] = (int)token + (int)pair[r] + (first[r] == best[r] ? 0 : 1);
+    if (WITH_ARGMAX && best[r] > found.value[r]) {
+      u32 token = (about >> FIRST_SHIFT) + threadIdx.x % 4 * 2 + (u32)(int)pair[r];
+      if (pair[r] >= tail) token -= columns - (about & TOKENS_MASK);
+      found.index[r] = (int)token + (first[r] == best[r] ? 0 : 1);
+    }
     found.value[r] = max_nan(found.value[r], best[r]);
   }
 }
-template <u32 COLUMNS, u32 SIZE> DEV void search(const float (&acc)[SIZE], Found& found, u32 token) {
-  float best[2], first[2], pair[2];
-  if (!search_positive<COLUMNS>(acc, best, first, pair, found.minus_zero)) search_any<COLUMNS>(acc, best, first, pair);
-  take(found, best, first, pair, token);
-}
 
 // Columns from `tokens` on, beyond the document, become -inf.
-template <u32 FROM, u32 COUNT, u32 SIZE> DEV void cut(float (&acc)[SIZE], u32 tokens) {
+template <u32 COLUMNS, u32 SIZE> DEV void cut(float (&acc)[SIZE], u32 tokens) {
   const u32 column = threadIdx.x % 4 * 2;
 #pragma unroll
-  for (u32 j = FROM / 8; j < (FROM + COUNT) / 8; ++j)
+  for (u32 j = 0; j < COLUMNS / 8; ++j)
 #pragma unroll
     for (u32 e = 0; e < 2; ++e) {
       const bool counts = 8 * j + e + column < tokens;
@@ -365,15 +442,18 @@ struct Consumer {
   u32 warpgroup;
   u32 begin;  // of this warpgroup's ring: its first slot
   Ring at;
-  u32 about;  // the next tile, or UNKNOWN
-
-  static constexpr u32 UNKNOWN = ~0u;
+  u32 about, from;  // the next tile, or UNKNOWN
+  u32 results;      // so far
+  u32 thread;       // of the warpgroup
+  u32 result;       // where this thread's bests go
+  u32 barriers;     // `result_full` of this warpgroup; `result_empty` lies behind that of all of them
 
   DEV u32 full() const { return shared_address(control.full) + 8 * at.stage; }
   DEV void wait_full() const { mbarrier::wait(full(), at.parity); }
   DEV void release(u32 stage) const {
     if (NORMALIZED) __syncwarp();
-    if (threadIdx.x % (WARPGROUP / RELEASES) == 0) mbarrier::arrive(shared_address(control.empty) + 8 * stage);
+    if (thread % (WARPGROUP / RELEASES) == 0) mbarrier::arrive(shared_address(control.empty) + 8 * stage);
+    __syncwarp();  // so that the compiler does not put this off until the search is over
   }
   DEV void advance() {
     if (++at.stage == begin + params.slots) at.stage = begin, at.parity ^= 1;
@@ -391,124 +471,123 @@ struct Consumer {
     }
   }
   DEV void read_about() {
-    about = uniform(load_shared(shared_address(control.tiles) + (u32)sizeof(TileInfo) * at.stage));
+    const uint4 info = load_shared_vector(shared_address(control.tiles) + (u32)sizeof(TileInfo) * at.stage);
+    about = uniform(info.x), from = info.y;
   }
 
-  // The token of this thread's first column.
-  DEV static u32 first_token(u32 about) { return (about >> FIRST_SHIFT) + threadIdx.x % 4 * 2; }
-
   // Of the tile in slot `stage`.
-  DEV const float* write_factors(u32 stage, u32 token, u32 tokens) const {
-    const u32 doc = control.tiles[stage].doc;
+  DEV const float* write_factors(u32 stage, u32 about) const {
+    const u32 doc = control.tiles[stage].doc, tokens = about & TOKENS_MASK;
     float* factors = control.factors[warpgroup];
     named_barrier(warpgroup + 1, WARPGROUP);  // those of the tile before have been read
+#pragma unroll 1
     for (u32 column = threadIdx.x % WARPGROUP; column < FULL; column += WARPGROUP) {
-      const bool counts = column < tokens && params.docs.keeps(doc, token + column);
-      factors[column] = !counts ? -1.f : params.docs.scales ? params.docs.scales[params.docs.start(doc) + token + column] : 1.f;
+      const u32 token = (about >> FIRST_SHIFT) + column;
+      const bool counts = column < tokens && params.docs.keeps(doc, token);
+      factors[column] = !counts ? -1.f : params.docs.scales ? params.docs.scales[params.docs.start(doc) + token] : 1.f;
     }
     named_barrier(warpgroup + 1, WARPGROUP);
     return factors;
   }
 
-  template <u32 COLUMNS, u32 HELD> DEV void multiply(float (&acc)[COLUMNS / 2], const u32 (&fragments)[HELD][4]) {
-    const u64 b = wgmma::descriptor_k_major(ring_of(control) + at.stage * SLOT_BYTES);
-    wgmma::fence();  // no wait from here on: a loop between the multiplies would serialise them
-#pragma unroll
-    for (u32 k = 0; k < HELD_BLOCKS; ++k)
-#pragma unroll
-      for (u32 i = 0; i < 4; ++i) wgmma::from_registers<E, COLUMNS>(acc, fragments[4 * k + i], b + k * (TILE_BYTES >> 4) + 2 * i, k + i > 0);
-    wgmma::commit();
-  }
-
-  // Wide tiles for as long as nothing else comes. What is rare is done outside of the inner loop, which is to stay small.
-  DEV bool wide() const { return !(about & (NEW_QUERIES | STOP)) && (about & TOKENS_MASK) > 3 * QUARTER; }
-  template <u32 HELD> DEV void wide_tiles(const u32 (&fragments)[HELD][4], Found& found, u32 taken, u32& results) {
-    bool more;
-    do {
-      float acc[FULL / 2], best[2], first[2], pair[2];
-      u32 of, stage;
-#pragma unroll 1
-      do {
-        of = about, stage = at.stage;
-        multiply<FULL>(acc, fragments);
-        if (of & LAST_TILE) announce(results, taken, false);
-        advance();
-        look_ahead();
-        wgmma::wait<0>();
-        wgmma::tie(acc);
-        more = !(of & MASKED);
-        if (!more) break;
-        if (NORMALIZED) scale<FULL>(acc, norms_of(params, control, stage));
-        release(stage);
-        if ((of & TOKENS_MASK) < FULL) cut<3 * QUARTER, FULL - 3 * QUARTER>(acc, of & TOKENS_MASK);
-        more = search_positive<FULL>(acc, best, first, pair, found.minus_zero);
-        if (!more) break;
-        take(found, best, first, pair, first_token(of));
-        if (of & LAST_TILE) finish(found, results++);
-        learn();
-      } while (wide());
-      if (more) return;
-      if (of & MASKED) {
-        apply<FULL>(acc, write_factors(stage, of >> FIRST_SHIFT, of & TOKENS_MASK));
-        release(stage);
-      }
-      search<FULL>(acc, found, first_token(of));
-      if (of & LAST_TILE) finish(found, results++);
-      learn();
-    } while (wide());
-  }
-
-  // One document tile: its product with the query tile, and the search. `fragments`: the query tile, when it is held in registers.
-  template <u32 COLUMNS, u32 HELD> DEV void tile(const u32 (&fragments)[HELD][4], Found& found) {
-    float acc[COLUMNS / 2];
-    const u32 of = about, tokens = of & TOKENS_MASK, token = of >> FIRST_SHIFT;
-    const float* factors = nullptr;
-    if (of & MASKED) factors = write_factors(at.stage, token, tokens);
-    u32 previous = at.stage;
+  // Multiplies the query tile with the tile at hand. `fragments`: the query tile, when it is held in registers; then this only begins. Else all of
+  // the tile's slots but the last are given back.
+  template <u32 COLUMNS, u32 HELD, u32 SIZE> DEV void multiply(float (&acc)[SIZE], const u32 (&fragments)[HELD][4]) {
     if constexpr (IN_REGISTERS) {
-      multiply<COLUMNS>(acc, fragments);
-      advance();
-      look_ahead();
+      const u64 b = (wgmma::descriptor_k_major(0) & 0xffffffff00000000) | uniform(from);
+      wgmma::fence();  // no wait from here on: a loop between the multiplies would serialise them
+#pragma unroll
+      for (u32 k = 0; k < HELD_BLOCKS; ++k)
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) wgmma::from_registers<E, COLUMNS>(acc, fragments[4 * k + i], b + k * (TILE_BYTES >> 4) + 2 * i, k + i > 0);
+      wgmma::commit();
     } else {
 #pragma unroll
       for (u32 i = 0; i < COLUMNS / 2; ++i) acc[i] = 0.f;
-      const u32 from = queries_of(params, control, warpgroup), k_blocks = k_blocks_of(params);
+      const u32 queries = queries_of(params, control, warpgroup), k_blocks = k_blocks_of(params);
 #pragma unroll 1
       for (u32 k = 0; k < k_blocks; ++k) {
-        if (k > 0) wait_full();
-        const u64 a = wgmma::descriptor_k_major(from + k * QUERY_BYTES), b = wgmma::descriptor_k_major(ring_of(control) + at.stage * SLOT_BYTES);
+        const u32 previous = at.stage;
+        if (k > 0) {
+          advance();
+          wait_full();
+        }
+        const u64 a = wgmma::descriptor_k_major(queries + k * QUERY_BYTES), b = wgmma::descriptor_k_major(ring_of(control) + at.stage * SLOT_BYTES);
         wgmma::fence();
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) wgmma::from_shared<E, COLUMNS>(acc, a + 2 * i, b + 2 * i, true);
         wgmma::commit();
         wgmma::wait<1>();  // the block before this one has been read
         if (k > 0) release(previous);
-        previous = at.stage;
-        advance();
       }
-      look_ahead();
     }
-    wgmma::wait<0>();
-    if (!NORMALIZED) release(previous);
-    wgmma::tie(acc);
-    if (NORMALIZED) {
-      if (!(of & MASKED)) scale<COLUMNS>(acc, norms_of(params, control, previous));
-      release(previous);
-    }
-    if (of & MASKED) apply<COLUMNS>(acc, factors);
-    else if (tokens < COLUMNS) {
-      // Only the last quarter (of a full tile: what is beyond three) can be beyond the document.
-      constexpr u32 SURE = COLUMNS == FULL ? 3 * QUARTER : COLUMNS - QUARTER;
-      cut<SURE, COLUMNS - SURE>(acc, tokens);
-    }
-    search<COLUMNS>(acc, found, first_token(of));
   }
 
-  // Takes over a query tile, its rows into registers. `taken`: how many there were, doubled, and IDLE when there is nothing to multiply.
-  static constexpr u32 IDLE = 1;
-  template <u32 HELD> DEV void take_queries(u32 (&fragments)[HELD][4], u32& taken) {
-    const u32 thread = threadIdx.x % WARPGROUP, lane = thread % WARP;
-    mbarrier::wait(shared_address(control.queries_full + warpgroup), taken >> 1 & 1);
+  // The same to its end. Learns meanwhile of what comes next, and waits until the result may be written if the tile is the last of its document.
+  // Gives the slot that is to be given back.
+  template <u32 COLUMNS, u32 HELD, u32 SIZE> DEV u32 product(float (&acc)[SIZE], const u32 (&fragments)[HELD][4]) {
+    const u32 of = about;
+    multiply<COLUMNS>(acc, fragments);
+    const u32 stage = at.stage;
+    advance();
+    look_ahead();
+    if (of & LAST_TILE) wait_result();
+    wgmma::wait<0>();
+    wgmma::tie(acc);
+    return stage;
+  }
+
+  // Wide tiles for as long as nothing else comes; masked ones are among them. What is rare is done outside of the inner loop, which is to stay small.
+  template <u32 HELD> DEV void wide_tiles(const u32 (&fragments)[HELD][4], Found& found) {
+    float acc[FULL / 2], best[2];
+    u32 of, stage;
+#pragma unroll 1
+    do {
+      of = about;
+      stage = product<FULL>(acc, fragments);
+      if (of & MASKED) break;
+      if (NORMALIZED) scale<FULL>(acc, norms_of(params, control, stage));
+      release(stage);
+      Positive positive(found.minus_zero);
+      positive.search<FULL>(acc);
+      if (!positive.best(best)) break;
+      take(found, best, positive.first, positive.pair, of, FULL, tail_of(4));
+      if (of & LAST_TILE) finish(found);
+      of = UNKNOWN;
+    } while ((about & (SPECIAL | FOUR)) == FOUR);
+    if (of == UNKNOWN) return;
+    if (of & MASKED) {
+      apply<FULL>(acc, write_factors(stage, of));
+      release(stage);
+    }
+    float first[2], pair[2];
+    search_any<FULL>(acc, best, first, pair);
+    take(found, best, first, pair, of, FULL, of & MASKED ? FULL : tail_of(4));
+    if (of & LAST_TILE) finish(found);
+  }
+
+  // A tile of fewer columns.
+  template <u32 COLUMNS, u32 HELD> DEV void narrow_tile(const u32 (&fragments)[HELD][4], Found& found) {
+    float acc[COLUMNS / 2], best[2], first[2], pair[2];
+    const u32 of = about, tokens = of & TOKENS_MASK, stage = product<COLUMNS>(acc, fragments);
+    if (NORMALIZED) scale<COLUMNS>(acc, norms_of(params, control, stage));
+    release(stage);
+    if (COLUMNS == QUARTER && tokens < QUARTER) cut<COLUMNS>(acc, tokens);
+    Positive positive(found.minus_zero);
+    positive.search<COLUMNS>(acc);
+    if (COLUMNS == QUARTER ? positive.best_of_quads(best) : positive.best(best)) {
+#pragma unroll
+      for (u32 r = 0; r < 2; ++r) first[r] = positive.first[r], pair[r] = positive.pair[r];
+    } else search_any<COLUMNS>(acc, best, first, pair);
+    take(found, best, first, pair, of, COLUMNS, tail_of(COLUMNS / QUARTER));
+    if (of & LAST_TILE) finish(found);
+  }
+
+  // Takes over a query tile, its rows into registers. `taken`: how many there were. Gives whether there is something to multiply.
+  template <u32 HELD> DEV bool take_queries(u32 (&fragments)[HELD][4], u32& taken) {
+    const u32 lane = thread % WARP;
+    if (!IN_REGISTERS && taken > 0 && thread == 0) mbarrier::arrive(shared_address(control.queries_empty + warpgroup));
+    mbarrier::wait(shared_address(control.queries_full + warpgroup), taken & 1);
     const u32 rows = control.query_rows[warpgroup];
     if constexpr (IN_REGISTERS) {
       const u32 row = thread / WARP * 16 + lane % 16, from = queries_of(params, control, warpgroup) + row * BLOCK_BYTES;
@@ -520,13 +599,30 @@ struct Consumer {
       named_barrier(warpgroup + 1, WARPGROUP);
       if (thread == 0) mbarrier::arrive(shared_address(control.queries_empty + warpgroup));
     }
-    taken = (taken & ~IDLE) + 2 + (uniform(rows) == 0 ? IDLE : 0);
+    ++taken;
+    return uniform(rows) > 0;
+  }
+
+  // A tile that is not multiplied: only gives its slots back, each once all warps know of it.
+  DEV void pass(Found& found) {
+    const u32 of = about, slots = IN_REGISTERS || of & NO_TOKENS ? 1 : k_blocks_of(params);
+    for (u32 k = 0; k < slots; ++k) {
+      if (k > 0) wait_full();
+      named_barrier(warpgroup + 1, WARPGROUP);
+      release(at.stage);
+      advance();
+    }
+    about = UNKNOWN;
+    if (of & LAST_TILE) {
+      wait_result();
+      finish(found);
+    }
   }
 
   DEV void run() {
-    const u32 thread = threadIdx.x % WARPGROUP;
     u32 fragments[4 * HELD_BLOCKS][4];
-    u32 taken = 0, results = 0;
+    u32 taken = 0;
+    bool any = false;  // queries
     about = UNKNOWN;
     Found found;
     found.clear();
@@ -534,152 +630,158 @@ struct Consumer {
 #pragma unroll 1
     while (true) {
       learn();
-      if (about & (STOP | NEW_QUERIES)) {
-        if (about & STOP) break;
-        if (!IN_REGISTERS && taken > 0 && thread == 0) mbarrier::arrive(shared_address(control.queries_empty + warpgroup));
-        take_queries(fragments, taken);
+      if (about & STOP) break;
+      if (about & NEW_QUERIES) {
+        any = take_queries(fragments, taken);
         about &= ~NEW_QUERIES;
       }
-      if (IN_REGISTERS && !(taken & IDLE) && wide()) {
-        wide_tiles(fragments, found, taken, results);
+      if (!any || about & NO_TOKENS) {
+        pass(found);
         continue;
       }
-      const u32 of = about, tokens = of & TOKENS_MASK;
-      if (of & LAST_TILE) announce(results, taken, tokens == 0);
-      if (tokens == 0 || taken & IDLE) {  // nothing to multiply: only pass the blocks on, each once all warps know of it
-        for (u32 k = 0; k < (IN_REGISTERS || tokens == 0 ? 1 : k_blocks_of(params)); ++k) {
-          if (k > 0) wait_full();
-          named_barrier(warpgroup + 1, WARPGROUP);
-          release(at.stage);
-          advance();
-        }
-        about = UNKNOWN;
-      } else if (!IN_REGISTERS && tokens > 3 * QUARTER) tile<FULL>(fragments, found);
-      else if (tokens > 2 * QUARTER) tile<3 * QUARTER>(fragments, found);
-      else if (tokens > QUARTER) tile<2 * QUARTER>(fragments, found);
-      else tile<QUARTER>(fragments, found);
-      if (of & LAST_TILE) finish(found, results++);
+#pragma unroll 1
+      do {
+        if (about & FOUR) wide_tiles(fragments, found);
+        else if (about & THREE) narrow_tile<3 * QUARTER>(fragments, found);
+        else if (about & TWO) narrow_tile<2 * QUARTER>(fragments, found);
+        else narrow_tile<QUARTER>(fragments, found);
+      } while (!(about & SPECIAL));
     }
-    wait_result(results);
-    if (thread == 0) control.results[warpgroup][results & 1].of = {0, 0, 0, NOTHING};
-    hand_over(results);
+    wait_result();
+    hand_over();
   }
 
-  DEV void wait_result(u32 number) const {
-    mbarrier::wait(shared_address(control.result_empty[warpgroup] + (number & 1)), ((number >> 1) & 1) ^ 1);
+  DEV void wait_result() const {
+    mbarrier::wait(barriers + (u32)sizeof(control.result_full) + (results & 1) * 8, ((results >> 1) & 1) ^ 1);
   }
-  DEV void hand_over(u32 number) const {
+  DEV void hand_over() const {
     __syncwarp();
-    if (threadIdx.x % WARP == 0) mbarrier::arrive(shared_address(control.result_full[warpgroup] + (number & 1)));
+    if (thread % WARP == 0) mbarrier::arrive(barriers + (results & 1) * 8);
   }
 
-  // The tile at hand is the last of its document: waits until result `number` may be written, and says whose it is.
-  DEV void announce(u32 number, u32 taken, bool empty) const {
-    wait_result(number);
-    if (threadIdx.x % WARPGROUP == 0) {
-      const TileInfo& info = control.tiles[at.stage];
-      control.results[warpgroup][number & 1].of = {info.doc, info.slot, info.row_block, taken << 2 | (empty ? EMPTY : 0)};
-    }
-  }
-  // A document is done, and was announced.
-  DEV void finish(Found& found, u32 number) const {
-    const u32 thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
-    Result& result = control.results[warpgroup][number & 1];
+  // A document is done, and its result has been waited for.
+  DEV void finish(Found& found) {
+    const u32 at = result + (results & 1) * (u32)sizeof(Result);
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
-      const u32 row = warp * 16 + lane / 4 + r * 8;
-      result.best[row][lane % 4] = found.value[r];
-      if (WITH_ARGMAX) result.index[row][lane % 4] = found.index[r];
+      store_shared(at + r * (8 * 16), __float_as_uint(found.value[r]));
+      if (WITH_ARGMAX) store_shared(at + r * (8 * 16) + TILE_ROWS * 16, (u32)found.index[r]);
     }
-    hand_over(number);
+    hand_over();
+    ++results;
     found.clear();
   }
 };
 
-// Adds up what a consumer finds: one warp.
+// Adds up what a consumer finds: one warp, of which lane i has rows i and i + 32 of the query tile.
 struct Adder {
   const HopperParams& params;
   Control& control;
   u32 warpgroup;
+  QueryTile tile;
+  RowInfo rows[2];
+  bool halves;  // the tile is two queries of 32 rows, or the first of them
 
-  DEV float best(const Result& result, u32 row) const {
-    const float4 best = *reinterpret_cast<const float4*>(result.best[row]);
-    return max_nan(max_nan(best.x, best.y), max_nan(best.z, best.w));
-  }
-  DEV float value(const Result& result, const Held& held, bool empty, u32 row) const {
-    const RowInfo& info = held.rows[row];
-    return info.counts && !empty ? best(result, row) * info.scale : 0.f;
-  }
-  // The first of the columns that are the best of their row.
-  DEV int first(const Result& result, u32 row, float best) const {
-    int first = -1;
+  DEV static u32 lane() { return threadIdx.x % WARP; }
+
+  // Takes over a query tile.
+  DEV void take_queries(const Unit& unit) {
+    Held& held = control.held[warpgroup];
+    tile = tile_of(params.items, params.queries, unit, params.split() ? 0 : warpgroup, params.tiles);
 #pragma unroll
-    for (u32 i = 0; i < 4; ++i)
-      if (result.best[row][i] == best) first = (int)min_of((u32)first, (u32)result.index[row][i]);
-    return first;
-  }
-
-  // What must be known of a new query tile.
-  DEV QueryTile take_queries(Held& held, const Unit& unit) const {
-    const u32 lane = threadIdx.x % WARP;
-    const QueryTile tile = tile_of(params.items, params.queries, unit, params.split() ? 0 : warpgroup, params.tiles);
-    for (u32 row = lane; row < TILE_ROWS; row += WARP) held.rows[row] = row_info(params.items, params.queries, tile, row);
-    for (u32 s = lane; s <= tile.queries; s += WARP)
+    for (u32 r = 0; r < 2; ++r) rows[r] = row_info(params.items, params.queries, tile, lane() + r * WARP);
+    for (u32 s = lane(); s <= tile.queries; s += WARP)
       held.bounds[s] = tile.queries > 1 ? (u32)(params.queries.start(tile.query + s) - tile.row) : s * tile.rows;
     __syncwarp();
-    return tile;
+    halves = tile.queries == 2 && held.bounds[1] == WARP;
   }
 
-  DEV void run() const {
-    const Items& items = params.items;
-    const u32 lane = threadIdx.x % WARP;
-    Held& held = control.held[warpgroup];
-    QueryTile tile = {0, 0, 0, 0, 0};
-    u32 taken = 0;
-    for (u32 number = 0;; ++number) {
-      const Result& result = control.results[warpgroup][number & 1];
-      mbarrier::wait(shared_address(control.result_full[warpgroup] + (number & 1)), (number >> 1) & 1);
-      const uint4 of = result.of;
-      if (of.w & NOTHING) break;
-      Unit unit = {of.z, of.x, of.y, 0};
-      const bool empty = of.w & EMPTY;
-      if (of.w >> 2 != taken) {
-        if (items.pairing != Pairing::Cross) unit.query = items.query_of(unit.slot);
-        tile = take_queries(held, unit);
-        taken = of.w >> 2;
-      }
+  // The sums of the tile's queries, of each lane's two rows.
+  DEV void add(const float (&value)[2], const Unit& unit) const {
+    const u64 first = sum_index(params.items, tile, 0, unit, params.tiles), step = params.items.pairing == Pairing::Cross ? params.items.docs : 0;
+    if (tile.queries == 1) {
+      const float sum = warp_sum(value[0] + value[1]);
+      if (lane() == 0) params.sums[first] = sum;
+    } else if (halves) {  // as two warp sums, the second in the other half of the lanes
+      const bool second = lane() >= WARP / 2;
+      float sum = second ? value[1] : value[0];
+      sum += __shfl_xor_sync(~0u, second ? value[0] : value[1], WARP / 2);
+#pragma unroll
+      for (u32 offset = WARP / 4; offset; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
+      if (lane() % (WARP / 2) == 0) params.sums[first + (second ? step : 0)] = sum;
+    } else {
+      Held& held = control.held[warpgroup];
+#pragma unroll
+      for (u32 r = 0; r < 2; ++r) held.values[lane() + r * WARP] = value[r];
+      __syncwarp();
       if (tile.queries > 8) {  // short ones: one lane each
-        for (u32 s = lane; s < tile.queries; s += WARP) {
+        for (u32 s = lane(); s < tile.queries; s += WARP) {
           float sum = 0.f;
-          for (u32 row = held.bounds[s]; row < held.bounds[s + 1]; ++row) sum += value(result, held, empty, row);
-          params.sums[sum_index(items, tile, s, unit, params.tiles)] = sum;
+#pragma unroll 1
+          for (u32 row = held.bounds[s]; row < held.bounds[s + 1]; ++row) sum += held.values[row];
+          params.sums[first + s * step] = sum;
         }
       } else {
         for (u32 s = 0; s < tile.queries; ++s) {
           const u32 to = held.bounds[s + 1];
           float sum = 0.f;
-          for (u32 row = held.bounds[s] + lane; row < to; row += WARP) sum += value(result, held, empty, row);
+#pragma unroll 1
+          for (u32 row = held.bounds[s] + lane(); row < to; row += WARP) sum += held.values[row];
           sum = warp_sum(sum);
-          if (lane == 0) params.sums[sum_index(items, tile, s, unit, params.tiles)] = sum;
-        }
-      }
-      if constexpr (WITH_ARGMAX) {
-        u64 base = 0;
-        if (items.pairing != Pairing::Cross) base = items.arguments(params.queries, tile.query, unit.doc, unit.slot);
-        for (u32 row = lane; row < tile.rows; row += WARP) {
-          const RowInfo& info = held.rows[row];
-          int index = -1;
-          if (info.counts && !empty) {
-            const float most = best(result, row);
-            index = first(result, row, most);
-            if (index < 0) index = params.docs.first(unit.doc);  // all are -inf
-            if (most != most) index = UNSETTLED, *params.nan_epoch = params.epoch;
-          }
-          params.argmax[base + (u64)unit.doc * info.step + info.argument] = index;
+          if (lane() == 0) params.sums[first + s * step] = sum;
         }
       }
       __syncwarp();
-      if (lane == 0) mbarrier::arrive(shared_address(control.result_empty[warpgroup] + (number & 1)));
+    }
+  }
+
+  DEV void run() {
+    const Items& items = params.items;
+    const u32 ring = params.split() ? warpgroup : 0;
+    for (u32 number = 0;; ++number) {
+      const Result& result = control.results[warpgroup][number & 1];
+      mbarrier::wait(shared_address(control.result_full[warpgroup] + (number & 1)), (number >> 1) & 1);
+      const Told told = control.told[ring][number % TOLD];
+      if (told.flags & STOP) break;
+      Unit unit = {told.row_block, told.doc, told.slot, 0};
+      const bool empty = told.flags & EMPTY;
+      if (told.flags & NEW_QUERIES) {
+        if (items.pairing != Pairing::Cross) unit.query = items.query_of(unit.slot);
+        take_queries(unit);
+      }
+      float value[2];
+      int index[2];
+#pragma unroll
+      for (u32 r = 0; r < 2; ++r) {
+        const float4 bests = *reinterpret_cast<const float4*>(result.best[lane() + r * WARP]);
+        const float best = max_nan(max_nan(bests.x, bests.y), max_nan(bests.z, bests.w));
+        value[r] = rows[r].counts && !empty ? fmaf(best, rows[r].scale, 0.f) : 0.f;  // never -0
+        if constexpr (WITH_ARGMAX) {
+          // The first of the columns that are the best of their row; none are for a NaN.
+          const int4 at = *reinterpret_cast<const int4*>(result.index[lane() + r * WARP]);
+          u32 first = ~0u;
+          if (bests.x == best) first = min_of(first, (u32)at.x);
+          if (bests.y == best) first = min_of(first, (u32)at.y);
+          if (bests.z == best) first = min_of(first, (u32)at.z);
+          if (bests.w == best) first = min_of(first, (u32)at.w);
+          index[r] = best != best ? UNSETTLED : (int)first;
+        }
+      }
+      __syncwarp();
+      if (lane() == 0) mbarrier::arrive(shared_address(control.result_empty[warpgroup] + (number & 1)));
+      if (tile.queries > 0) add(value, unit);
+      if constexpr (WITH_ARGMAX) {
+        u64 base = 0;
+        if (items.pairing != Pairing::Cross) base = items.arguments(params.queries, tile.query, unit.doc, unit.slot);
+#pragma unroll
+        for (u32 r = 0; r < 2; ++r) {
+          if (!rows[r].exists) continue;
+          if (!rows[r].counts || empty) index[r] = -1;
+          else if (index[r] == UNSETTLED) *params.nan_epoch = params.epoch;
+          else if (index[r] < 0) index[r] = params.docs.first(unit.doc);  // all are -inf
+          params.argmax[base + (u64)unit.doc * rows[r].step + rows[r].argument] = index[r];
+        }
+      }
     }
   }
 };
@@ -695,14 +797,20 @@ DEV u32 together(const Items& items, u32 begin, u32 end) {
 
 KERNEL __launch_bounds__((1 + MAX_WARPGROUPS) * WARPGROUP, 1)
 maxsim_forward_sm90(const __grid_constant__ TensorMap map_queries, const __grid_constant__ TensorMap map_full,
+                    const __grid_constant__ TensorMap map_half, const __grid_constant__ TensorMap map_rest,
                     const __grid_constant__ TensorMap map_quarter, const __grid_constant__ HopperParams params) {
   extern __shared__ u8 dynamic[];
-  Control& control = *reinterpret_cast<Control*>(dynamic + (-shared_address(dynamic) & 1023u));  // 128-byte swizzle repeats every 1024 bytes
+  u32 base = shared_address(dynamic);
+  base += -base & 1023u;          // the 128-byte swizzle repeats every 1024 bytes
+  asm volatile("" : "+r"(base));  // the compiler would rather work it out again for every tile
+  Control& control = *reinterpret_cast<Control*>(__cvta_shared_to_generic(base));
   const u32 slots = params.rings() * params.slots;
   const u32 warpgroup = threadIdx.x / WARPGROUP, warp = threadIdx.x / WARP;
   if (threadIdx.x == 0) {
     tma::prefetch_map(&map_queries);
     tma::prefetch_map(&map_full);
+    tma::prefetch_map(&map_half);
+    tma::prefetch_map(&map_rest);
     tma::prefetch_map(&map_quarter);
 #pragma unroll 1
     for (u32 i = 0; i < slots; ++i) {
@@ -731,16 +839,20 @@ maxsim_forward_sm90(const __grid_constant__ TensorMap map_queries, const __grid_
   if (warpgroup == 0) {
     registers_shrink<IN_REGISTERS ? 56 : 80>();
     if (warp == 0) {
-      Producer producer = {params, map_queries, map_full, map_quarter, control};
+      Producer producer = {params, map_queries, map_full, map_half, map_rest, map_quarter, control, 0, 0, 0, 0, 0};
       producer.run();
     } else if (warp > 0 && warp <= params.warpgroups) {
-      const Adder adder = {params, control, warp - 1};
+      Adder adder = {params, control, warp - 1, {0, 0, 0, 0, 0}, {}, false};
       adder.run();
     }
   } else {
     registers_grow<IN_REGISTERS ? 152 : 144>();
     const u32 w = warpgroup - 1, first_slot = params.split() ? w * params.slots : 0;
-    Consumer consumer = {params, control, w, first_slot, {first_slot, 0}, 0};
+    // A quad of threads has a row, and the eighth one after it.
+    const u32 thread = kept(threadIdx.x % WARPGROUP), row = thread / WARP * 16 + thread % WARP / 4;
+    const u32 result = kept(shared_address(control.results[w][0].best[row]) + thread % 4 * 4);
+    const u32 barriers = kept(shared_address(control.result_full[w]));
+    Consumer consumer = {params, control, w, first_slot, {first_slot, 0}, 0, 0, 0, thread, result, barriers};
     consumer.run();
   }
 }

@@ -46,7 +46,7 @@ pub(crate) struct Hopper {
     /// The call that last met a NaN maximum, in device memory; calls are numbered from 1.
     nan_epoch: CudaSlice<u32>,
     epoch: u32,
-    maps: LastMaps<[RowsAt; 2], [TensorMap; 3]>,
+    maps: LastMaps<[RowsAt; 2], [TensorMap; 5]>,
 }
 
 impl Scorer {

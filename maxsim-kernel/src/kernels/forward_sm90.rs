@@ -25,8 +25,9 @@ const IN_REGISTERS: usize = 128;
 /// Document tokens of a full tile, as compiled; when queries are read from shared memory only [`SHARED_TILE`].
 pub(crate) const TILE_TOKENS: [usize; 4] = [64, 96, 128, 152];
 const SHARED_TILE: usize = 128;
-/// What a tile costs beside its tokens, in tokens.
-const TILE_COST: usize = 6;
+/// What a tile costs beside its tokens, in tokens: one of four quarters, whose search hides behind the multiplies of other consumers, and a narrower one.
+const WIDE_COST: usize = 6;
+const NARROW_COST: usize = 32;
 
 /// What is chosen for a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,10 +61,10 @@ impl Shape {
             let quarter = quarter(tokens);
             let last = match rest {
                 0 => 0,
-                _ if rest > 3 * quarter => tokens + TILE_COST,
-                _ => rest.next_multiple_of(quarter) + TILE_COST,
+                _ if rest > 3 * quarter => tokens + WIDE_COST,
+                _ => rest.next_multiple_of(quarter) + NARROW_COST,
             };
-            length / tokens * (tokens + TILE_COST) + last
+            length / tokens * (tokens + WIDE_COST) + last
         };
         let total = |tokens: usize| match &problem.docs {
             Spans::Padded { length, .. } => cost(*length, tokens),
@@ -140,8 +141,8 @@ pub(crate) struct RowsAt {
     pub(crate) rows: usize,
 }
 
-/// Tensor maps of the queries, and of the documents by full tiles and by quarters.
-pub(crate) fn maps(dtype: DType, dim: usize, shape: Shape, queries: RowsAt, docs: RowsAt) -> Result<[TensorMap; 3]> {
+/// Tensor maps of the queries, and of the documents by full tiles, by halves, by what is behind the first half, and by quarters.
+pub(crate) fn maps(dtype: DType, dim: usize, shape: Shape, queries: RowsAt, docs: RowsAt) -> Result<[TensorMap; 5]> {
     let map = |at: RowsAt, tokens: usize| {
         TensorMap::tiled(&TiledMap {
             dtype: MapType::from(dtype),
@@ -153,7 +154,9 @@ pub(crate) fn maps(dtype: DType, dim: usize, shape: Shape, queries: RowsAt, docs
             l2_promotion: true,
         })
     };
-    Ok([map(queries, TILE_ROWS)?, map(docs, shape.tokens)?, map(docs, quarter(shape.tokens))?])
+    let quarter = quarter(shape.tokens);
+    let [full, half, rest] = [shape.tokens, 2 * quarter, shape.tokens - 2 * quarter];
+    Ok([map(queries, TILE_ROWS)?, map(docs, full)?, map(docs, half)?, map(docs, rest)?, map(docs, quarter)?])
 }
 
 pub(crate) struct ForwardSm90 {
@@ -175,7 +178,7 @@ impl ForwardSm90 {
         stream: &CudaStream,
         info: &DeviceInfo,
         blocks: usize,
-        [queries, full, quarter]: &[TensorMap; 3],
+        [queries, full, half, rest, quarter]: &[TensorMap; 5],
         params: &HopperParams,
     ) -> Result<()> {
         let (consumers, slots, shared_bytes) = self.shape.ring(info, params.dim as usize, params.tiles as usize);
@@ -183,7 +186,7 @@ impl ForwardSm90 {
         let threads = (1 + params.warpgroups) * 128;
         let config = overlapped(info, LaunchConfig::linear(blocks as u32, threads).with_shared(shared_bytes as u32));
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
-        Ok(unsafe { self.kernel.launch(stream, &config, &[queries, full, quarter, &params]) }?)
+        Ok(unsafe { self.kernel.launch(stream, &config, &[queries, full, half, rest, quarter, &params]) }?)
     }
 }
 
