@@ -2,9 +2,13 @@
 //   ELEMENT: BF16 or F16    WITH_ARGMAX: 0 or 1    ROW_PIECES: 16-row pieces of the query rows, 2 or 4
 //   QUERY_STEPS: d / 16 rounded up to 3, 4, 6 or 8
 //
-// The tokens of all documents follow one another in memory. Each block has some documents, and each of its warps an equal run of their tokens, wherever
-// documents begin and end, which it copies through a ring of its own: no warp waits for another until it is done. Bulk copies of whole tokens need no tensor
-// map, which a lone call waits 1 us for, and reach 4.5 TB/s where tensor copies reach 4.2. A document that lies in several runs is put together at the end.
+// The tokens of all documents follow one another in memory. They are read in rounds: in each one every block has some documents, next to those of its
+// neighbours, so that all blocks read close by at the same time. Each of its warps has one of them, or, when they are fewer, an equal run of their tokens,
+// wherever documents begin and end. A warp copies its runs through a ring of its own and waits for no other one. Bulk copies of whole tokens need no tensor
+// map, which a lone call waits 1 us for.
+//
+// A document that lies in several runs is put together in shared memory, by the warp that comes last. Padded documents that are left over when each block has
+// as many are cut between blocks, all of them in the first round: they are put together in device memory while other rounds go on.
 #include "found.cuh"
 #include "numerics.cuh"
 #include "ptx/barrier.cuh"
@@ -19,32 +23,63 @@ struct StreamParams {
   Texts queries, docs;  // rows of `docs` follow one another without gaps
   u32 dim;              // a multiple of 8
   u32 query_rows;
-  u32 share, rest;      // documents of a block when they are as long; the first `rest` blocks have one more
-  u32 stage_tokens, stages;  // of a warp's ring
+  u32 rounds;           // padded: that of cut documents, and those of whole ones; packed: 1
+  u32 share, round_docs;  // padded: whole documents of a block, and of those in a round
+  u32 unit;             // padded: rows that runs are multiples of in a round of `round_docs`: documents, when each warp gets as many, else 8
+  u32 cut, cut_rows;    // padded: the first documents, fewer than blocks, are cut between blocks; their rows, of each block
+  u32 stage_tokens;     // of a warp's ring
   u32 keep_cache;       // what is in the L2 stays there as far as that can be
   const uint2* firsts;  // packed: each block's first document and that one's first row, and the end; else null
   float* scores;        // [queries, documents]
   int* argmax;
+  struct Join* joins;   // [cut]: where cut documents are put together; zeros before and after each launch
 };
 
+// Of a warp's registers the query rows take most: as many warps as that leaves room for, to hide what each of them waits for. The last one puts cut
+// documents together.
+constexpr u32 FRAGMENTS = ROW_PIECES * QUERY_STEPS, WARPS = FRAGMENTS > 16 ? 7 : FRAGMENTS > 8 ? 11 : 15, JOINER = WARPS;
 // A warp multiplies COLUMNS tokens at once. A pair of steps is 32 elements of d, 8 in each of four lanes.
-constexpr u32 WARPS = 8, GROUPS = ROW_PIECES * QUERY_STEPS > 16 ? 1 : 2, COLUMNS = 8 * GROUPS, PAIR = 32, PAIRS = QUERY_STEPS / 2, ODD = QUERY_STEPS % 2;
-constexpr u32 MAX_STAGES = 8, MAX_ROWS = 64;
+constexpr u32 GROUPS = ROW_PIECES == 4 && QUERY_STEPS > 3 ? 1 : 2, COLUMNS = 8 * GROUPS, PAIR = 32, PAIRS = QUERY_STEPS / 2, ODD = QUERY_STEPS % 2;
+constexpr u32 STAGES = 3, ROWS = ROW_PIECES * 16, MAX_ROWS = 64;
 
-// What is known of a document, or of the part of it in one run: the best of each query row.
-struct Piece {
-  float best[MAX_ROWS];
-  int index[WITH_ARGMAX ? MAX_ROWS : 1];
+// The best of a row as an integer: larger ones are better, 0 is worse than any, and of equals the lower index wins.
+#if WITH_ARGMAX
+typedef u64 Key;
+#else
+typedef u32 Key;
+#endif
+DEV Key to_key(Best best) {
+  const u32 bits = __float_as_uint(best.value), ordered = bits ^ (bits >> 31 ? ~0u : 1u << 31);
+  return WITH_ARGMAX ? (Key)((u64)ordered << 32 | ~(u32)best.index) : ordered;
+}
+DEV Best from_key(Key key) {
+  const u32 ordered = WITH_ARGMAX ? (u32)((u64)key >> 32) : (u32)key;
+  return {__uint_as_float(ordered ^ (ordered >> 31 ? 1u << 31 : ~0u)), (int)~(u32)key};
+}
+// What several runs found of a document.
+struct Join {
+  Key best[ROWS];
+  u32 tokens;  // whose runs are done
 };
-// Of a warp: the document that began before its run, the one that ends behind it, and one that does neither.
-enum : u32 { HEAD, TAIL, WHOLE, PIECES };
+// The best of each query row of a document.
+struct Piece {
+  float best[ROWS];
+  int index[WITH_ARGMAX ? ROWS : 1];
+  DEV void set(u32 row, Best x) {
+    best[row] = x.value;
+    if constexpr (WITH_ARGMAX) index[row] = x.index;
+  }
+};
 
 struct Control {
-  Piece pieces[WARPS][PIECES];
-  u64 full[WARPS][MAX_STAGES], queries_full;
+  Join joins[2][WARPS];  // of two rounds: of the document that begins in each warp's run and ends behind it
+  Join cut[2];           // of the document that began before the block's rows, and of one that ends behind them
+  u32 rounds_done[WARPS];
+  Piece pieces[WARPS + 1];
+  u64 full[WARPS][STAGES], queries_full, cut_full[2];  // the last three are the joiner's
   u32 bounds[MAX_ROWS + 1];  // rows where the queries begin
 };
-constexpr u32 CONTROL_BYTES = 13 * 1024;
+constexpr u32 CONTROL_BYTES = 20 * 1024;
 static_assert(sizeof(Control) <= CONTROL_BYTES, "CONTROL_BYTES of the launcher");
 
 // `first_to_leave`: what is read leaves the L2 before what was written there, which then need not be written back for it: 3 to 5 us of a lone call.
@@ -57,6 +92,22 @@ DEV void copy_bulk(u32 shared, const void* global, u32 bytes, u32 barrier, bool 
   else
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(shared), "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// Into the L2.
+constexpr u32 LINE = 128;
+DEV void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory"); }
+
+// Adds to a count of what is done: what was written before it is seen by whoever finds it complete.
+DEV u32 add_shared(u32* done, u32 tokens) {
+  u32 before;
+  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(shared_address(done)), "r"(tokens) : "memory");
+  return before;
+}
+DEV u32 add_global(u32* done, u32 tokens) {
+  u32 before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(done), "r"(tokens) : "memory");
+  return before;
 }
 
 // A document, rows counted from the first document's first.
@@ -108,45 +159,84 @@ struct Fragments {
   u32 part[2][4];
 };
 
-// One warp and its run.
+// The rows of a block in a round, and a warp's among them.
+struct Run {
+  u32 block_begin, block_end, begin, end;
+  u32 unit, units;           // runs are multiples of units, of which the block has so many
+  u32 docs_begin, docs_end;  // packed
+  DEV u32 start_of(u32 warp) const { return min_of(block_begin + units * warp / WARPS * unit, block_end); }
+};
+
+// One warp.
 struct Stream {
   const StreamParams& params;
   Control& control;
   const u8 *ring, *queries;  // in shared memory: this warp's stages; the query rows
-  u32 warp, begin, end;      // the run
-  u32 block_begin, block_end, last_doc;
+  u32 warp, lane;
+  // What is read next.
+  struct {
+    u32 round, row, end;
+  } ahead;
+  u32 round;
+  Run run;
   Document doc;
 
   DEV u32 pitch() const { return 2 * params.dim; }
-  // The first row of a run of this block: a multiple of eight from the block's own.
-  DEV static u32 run_start(u32 block_begin, u32 block_end, u32 warp) {
-    return min_of(block_begin + ceil_div(block_end - block_begin, 8) * warp / WARPS * 8, block_end);
-  }
   DEV u32 full(u32 stage) const { return shared_address(control.full[warp] + stage); }
 
-  // Copies the tokens from `row` on that fit a stage, or what is left of the run. One lane.
-  DEV void load(u32 row, u32 stage) const {
-    const u32 bytes = min_of(params.stage_tokens, end - row) * pitch();
-    mbarrier::expect_bytes(full(stage), bytes);
-    copy_bulk(shared_address(ring) + stage * params.stage_tokens * pitch(), static_cast<const u8*>(params.docs.rows) + (u64)row * pitch(), bytes, full(stage), params.keep_cache);
+  DEV Run run_of(u32 round) const {
+    u32 begin, end, unit = 8, docs_begin = 0, docs_end = 0;
+    if (params.firsts) {
+      const uint2 first = params.firsts[blockIdx.x], last = params.firsts[blockIdx.x + 1];
+      docs_begin = first.x, begin = first.y, docs_end = last.x, end = last.y;
+    } else if (round == 0) {
+      const u32 rows = params.cut * (u32)params.docs.length;
+      begin = min_of(blockIdx.x * params.cut_rows, rows), end = min_of(begin + params.cut_rows, rows);
+    } else {
+      const u32 before = min_of((round - 1) * params.round_docs, params.share), docs = min_of(params.round_docs, params.share - before);
+      begin = (params.cut + gridDim.x * before + blockIdx.x * docs) * (u32)params.docs.length, end = begin + docs * (u32)params.docs.length;
+      if (docs == params.round_docs) unit = params.unit;
+    }
+    Run run = {begin, end, 0, 0, unit, ceil_div(end - begin, unit), docs_begin, docs_end};
+    run.begin = run.start_of(warp), run.end = run.start_of(warp + 1);
+    return run;
   }
 
-  // The first document that begins in the run or reaches into it, of those from `low` on.
-  DEV void open(u32 low) {
+  // Copies the next tokens, as many as fit a stage, of a run.
+  DEV void load(u32 stage) {
+    while (ahead.row == ahead.end) {
+      if (ahead.round == params.rounds) return;
+      const Run next = run_of(ahead.round++);
+      ahead.row = next.begin, ahead.end = next.end;
+    }
+    const u32 tokens = min_of(params.stage_tokens, ahead.end - ahead.row);
+    const u32 to = shared_address(ring) + stage * params.stage_tokens * pitch();
+    const u8* from = static_cast<const u8*>(params.docs.rows) + (u64)ahead.row * pitch();
+    if (lane == 0) {
+      mbarrier::expect_bytes(full(stage), tokens * pitch());
+      copy_bulk(to, from, tokens * pitch(), full(stage), params.keep_cache);
+    }
+    ahead.row += tokens;
+  }
+
+  // The first document that begins in the run or reaches into it.
+  DEV void open() {
     const u64* offsets = params.docs.offsets;
-    if (!offsets) low = min_of(begin / (u32)params.docs.length, last_doc - 1);
+    u32 low = run.docs_begin;
+    if (!offsets) low = run.begin / (u32)params.docs.length;
     else
-      for (u32 high = last_doc - 1; low < high;) {
+      for (u32 high = run.docs_end - 1; low < high;) {
         const u32 middle = (low + high) / 2;
-        if (offsets[middle] >= begin || offsets[middle + 1] > begin) high = middle;
+        if (offsets[middle] >= run.begin || offsets[middle + 1] > run.begin) high = middle;
         else low = middle + 1;
       }
     doc.open(params.docs, low);
   }
 
-  // A document is done: its scores and choices. An empty one scores 0.
-  DEV void settle(const Piece& piece, bool empty) const {
-    const u32 lane = threadIdx.x % WARP, count = params.queries.count, step = count > 8 ? 1 : WARP;
+  // A document is done, of which this warp has the piece: its scores and choices. An empty one scores 0.
+  DEV void settle(bool empty) const {
+    const Piece& piece = control.pieces[warp];
+    const u32 count = params.queries.count, step = count > 8 ? 1 : WARP;
     // Short queries: one lane each.
 #pragma unroll 1
     for (u32 q = count > 8 ? lane : 0; q < count; q += count > 8 ? WARP : 1) {
@@ -170,8 +260,8 @@ struct Stream {
 
   // Documents without tokens at hand are done.
   DEV void settle_empty() {
-    while (doc.index < last_doc && doc.start == doc.end && (doc.start < end || end == block_end)) {
-      settle(control.pieces[warp][WHOLE], true);
+    while (doc.index < run.docs_end && doc.start == doc.end && (doc.start < run.end || run.end == run.block_end)) {
+      settle(true);
       doc.next(params.docs);
     }
   }
@@ -183,7 +273,7 @@ struct Stream {
   }
   // `Vector`: uint4, or uint2 of an odd last step, which has one fragment.
   template <class Vector> DEV Fragments query_fragments(u32 pair, u32 piece) const {
-    const u32 lane = threadIdx.x % WARP, at = pair * (2 * PAIR) + lane % 4 * sizeof(Vector);
+    const u32 at = pair * (2 * PAIR) + lane % 4 * sizeof(Vector);
     const u8* from = queries + (16 * piece + lane / 4) * pitch() + at;
     const Vector a = read<Vector>(from, at < pitch()), b = read<Vector>(from + 8 * pitch(), at < pitch());
     if constexpr (sizeof(Vector) == 16) return {{{a.x, b.x, a.y, b.y}, {a.z, b.z, a.w, b.w}}};
@@ -192,7 +282,6 @@ struct Stream {
 
   // The products of the query rows with the columns at `from`.
   DEV void multiply(float (&acc)[GROUPS][ROW_PIECES][4], const Fragments (&held)[PAIRS + ODD][ROW_PIECES], const u8* from) const {
-    const u32 lane = threadIdx.x % WARP;
     const u8* token = from + lane / 4 * pitch();
     float late[GROUPS][ROW_PIECES][4];  // of second fragments: two short chains of additions instead of a long one
 #pragma unroll
@@ -232,26 +321,108 @@ struct Stream {
         for (u32 e = 0; e < 4; ++e) acc[g][i][e] += late[g][i][e];
   }
 
+  // What was found of the document, all of it or the part in this run, is done with, and the search begins anew. Who finds the last part settles it.
+  DEV void finish(Found<ROW_PIECES>& found) {
+    Best best[2 * ROW_PIECES];
+#pragma unroll
+    for (u32 r = 0; r < 2 * ROW_PIECES; ++r) best[r] = found.of_quad(r);
+    found.clear();
+    Piece& piece = control.pieces[warp];
+    if (doc.start >= run.begin && doc.end <= run.end) {
+      if (lane % 4 == 0)
+#pragma unroll
+        for (u32 r = 0; r < 2 * ROW_PIECES; ++r) piece.set(r * 8 + lane / 4, best[r]);
+    } else {
+      const u32 begin = max_of(doc.start, run.block_begin), end = min_of(doc.end, run.block_end), tokens = min_of(end, run.end) - max_of(begin, run.begin);
+      const bool cut = end - begin < doc.end - doc.start;
+      u32 owner = warp;  // in whose run it begins
+      while (run.start_of(owner) > begin) --owner;
+      Join& join = cut ? control.cut[begin == doc.start] : control.joins[round % 2][owner];
+      if (lane % 4 == 0)
+#pragma unroll
+        for (u32 r = 0; r < 2 * ROW_PIECES; ++r) atomicMax(join.best + r * 8 + lane / 4, to_key(best[r]));
+      __syncwarp();
+      u32 before = 0;
+      if (lane == 0) before = add_shared(&join.tokens, tokens);
+      if (uniform(before) + tokens < end - begin) return;
+      __syncwarp();
+      if (cut) {
+        if (lane == 0) mbarrier::arrive(shared_address(control.cut_full + (begin == doc.start)));
+        return;
+      }
+#pragma unroll
+      for (u32 row = lane; row < ROWS; row += WARP) piece.set(row, from_key(atomicExch(join.best + row, 0)));
+      if (lane == 0) atomicExch(&join.tokens, 0);
+    }
+    __syncwarp();
+    settle(false);
+  }
+
+  // Puts the block's parts of cut documents together with the others': of the one that began before its rows, and of the one that ends behind them. A
+  // warp of its own does so, for both at once: each step waits for the memory, which the other warps keep busy.
+  DEV void join_cut() {
+    if (params.firsts) return;
+    const u32 length = (u32)params.docs.length;
+    run = run_of(0);
+    u32 index[2], tokens[2], before = 0;
+#pragma unroll
+    for (u32 which = 0; which < 2; ++which) {
+      const u32 edge = which ? run.block_end : run.block_begin;
+      index[which] = edge / length;
+      const u32 start = index[which] * length, begin = max_of(start, run.block_begin), end = min_of(start + length, run.block_end);
+      tokens[which] = begin < end && end - begin < length && (begin == start) == (which == 1) ? end - begin : 0;
+      if (tokens[which] == 0) continue;
+      mbarrier::wait(shared_address(control.cut_full + which), 0);
+#pragma unroll
+      for (u32 row = lane; row < ROWS; row += WARP) atomicMax(params.joins[index[which]].best + row, control.cut[which].best[row]);
+    }
+    __syncwarp();
+    const u32 added = lane == 0 ? tokens[0] : lane == 1 ? tokens[1] : 0;  // a document each
+    if (added > 0) before = add_global(&params.joins[lane == 0 ? index[0] : index[1]].tokens, added);
+    __syncwarp();
+#pragma unroll
+    for (u32 which = 0; which < 2; ++which) {
+      if (tokens[which] == 0 || __shfl_sync(~0u, before, which) + tokens[which] < length) continue;
+      Join& join = params.joins[index[which]];
+#pragma unroll
+      for (u32 row = lane; row < ROWS; row += WARP) control.pieces[warp].set(row, from_key(atomicExch(join.best + row, 0)));
+      if (lane == 0) join.tokens = 0;
+      doc.index = index[which];
+      __syncwarp();
+      settle(false);
+    }
+  }
+
   // The columns of one multiply, of rows from `row` on, some of which end a document or the run.
   DEV void take_ends(const float (&acc)[GROUPS][ROW_PIECES][4], Found<ROW_PIECES>& found, u32 row) {
     u32 from = 0;
     do {
-      const u32 until = min_of(doc.end, end);
+      const u32 until = min_of(doc.end, run.end);
       take<false>(found, acc, (int)(row - doc.start), from, min_of(until - row, COLUMNS));
       if (until > row + COLUMNS) return;
-      const u32 kind = doc.start < begin ? HEAD : doc.end > end ? TAIL : WHOLE;
-      Piece& piece = control.pieces[warp][kind];
-      write(found, piece);
-      if (doc.end > end) return;  // goes on in the next run
-      if (kind == WHOLE) settle(piece, false);
+      finish(found);
+      if (doc.end > run.end) return;
       doc.next(params.docs);
       settle_empty();
       from = doc.start - row;
-    } while (doc.index < last_doc && doc.start < end && from < COLUMNS);
+    } while (doc.start < run.end && from < COLUMNS);
   }
 
-  // The whole run, of which the copies of the first stages are under way.
+  // A round begins.
+  DEV void enter() {
+    run = run_of(round);
+    // What warps put together two rounds ago is out of the way.
+    while (round > 1 && __any_sync(~0u, lane < WARPS && add_shared(control.rounds_done + lane, 0) + 1 < round)) {}
+    // A block without tokens: its first warp says so of all its documents.
+    if (run.begin < run.end || (warp == 0 && run.block_begin == run.block_end && run.docs_begin < run.docs_end)) {
+      open();
+      settle_empty();
+    }
+  }
+
+  // All rounds, of which the copies of the first stages are under way.
   DEV void walk() {
+    enter();
     Found<ROW_PIECES> found;
     found.clear();
     mbarrier::wait(shared_address(&control.queries_full), 0);
@@ -264,92 +435,68 @@ struct Stream {
     }
     u32 stage = 0, parity = 0;
 #pragma unroll 1
-    for (u32 row = begin; row < end; row += params.stage_tokens) {
-      mbarrier::wait(full(stage), parity);
-      const u32 last = min_of(row + params.stage_tokens, end);
+    while (true) {
 #pragma unroll 1
-      for (u32 at = row; at < last; at += COLUMNS) {
-        float acc[GROUPS][ROW_PIECES][4];
-        multiply(acc, held, ring + (stage * params.stage_tokens + at - row) * pitch());
-        if (at + COLUMNS < min_of(doc.end, end)) take<true>(found, acc, (int)(at - doc.start), 0, COLUMNS);
-        else take_ends(acc, found, at);
-      }
-      __syncwarp();
-      const u32 next = row + params.stages * params.stage_tokens;
-      if (next < end && threadIdx.x % WARP == 0) load(next, stage);
-      if (++stage == params.stages) stage = 0, parity ^= 1;
-    }
-  }
-
-  // All runs of the block are done: a document that begins in this one and goes on in others is put together.
-  DEV void finish() {
-    if (doc.index >= last_doc || doc.start < begin || doc.start >= end || doc.end <= end) return;
-    const u32 lane = threadIdx.x % WARP;
-    Piece& mine = control.pieces[warp][TAIL];
-#pragma unroll
-    for (u32 row = lane; row < ROW_PIECES * 16; row += WARP) {
-      Best best = {mine.best[row], WITH_ARGMAX ? mine.index[row] : -1};
+      for (u32 row = run.begin; row < run.end; row += params.stage_tokens) {
+        mbarrier::wait(full(stage), parity);
+        const u32 end = min_of(row + params.stage_tokens, run.end);
 #pragma unroll 1
-      for (u32 w = warp + 1; w < WARPS && run_start(block_begin, block_end, w) < doc.end; ++w) {
-        if (run_start(block_begin, block_end, w) == run_start(block_begin, block_end, w + 1)) continue;  // of few tokens
-        const Piece& other = control.pieces[w][HEAD];
-        if constexpr (WITH_ARGMAX) best.merge(other.best[row], other.index[row]);
-        else best.value = max_nan(best.value, other.best[row]);
+        for (u32 at = row; at < end; at += COLUMNS) {
+          float acc[GROUPS][ROW_PIECES][4];
+          multiply(acc, held, ring + (stage * params.stage_tokens + at - row) * pitch());
+          if (at + COLUMNS < min_of(doc.end, run.end)) take<true>(found, acc, (int)(at - doc.start), 0, COLUMNS);
+          else take_ends(acc, found, at);
+        }
+        __syncwarp();
+        load(stage);
+        if (++stage == STAGES) stage = 0, parity ^= 1;
       }
-      mine.best[row] = best.value;
-      if constexpr (WITH_ARGMAX) mine.index[row] = best.index;
+      if (lane == 0) add_shared(control.rounds_done + warp, 1);
+      if (++round == params.rounds) return;
+      enter();
     }
-    __syncwarp();
-    settle(mine, false);
   }
 };
 
-KERNEL __launch_bounds__(WARPS * WARP, 1) maxsim_forward_stream(const __grid_constant__ StreamParams params) {
+KERNEL __launch_bounds__((WARPS + 1) * WARP, 1) maxsim_forward_stream(const __grid_constant__ StreamParams params) {
   extern __shared__ __align__(128) u8 dynamic[];
   Control& control = *reinterpret_cast<Control*>(dynamic);
-  const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, pitch = 2 * params.dim, ring_bytes = params.stages * params.stage_tokens * pitch;
+  const u32 warp = uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP, pitch = 2 * params.dim;
+  const u32 ring_bytes = STAGES * params.stage_tokens * pitch;
   const u8 *rings = dynamic + CONTROL_BYTES, *queries = rings + WARPS * ring_bytes;
-  const u32 queries_full = shared_address(&control.queries_full);
+  // Queries, and the block's part of the cut documents, are on their way into the L2 while the instructions of what follows are on theirs.
+  const u32 cut_bytes = params.cut_rows * pitch, line = threadIdx.x * LINE;
+  const u64 cut_from = (u64)blockIdx.x * cut_bytes + line, cut_end = (u64)params.cut * params.docs.length * pitch;
+  if (warp == JOINER)
+    for (u32 at = lane * LINE; at < params.query_rows * pitch; at += WARP * LINE) prefetch(static_cast<const u8*>(params.queries.rows) + at);
+  else if (line < cut_bytes && cut_from < cut_end) prefetch(static_cast<const u8*>(params.docs.rows) + cut_from);
+  // Queries before any document: what is asked for behind the first stages of all blocks comes 3 us later. So they are asked for by a warp of their own.
+  const u32 queries_full = shared_address(&control.queries_full), barriers = warp == JOINER ? queries_full : shared_address(control.full[warp]);
   if (lane == 0) {
 #pragma unroll 1
-    for (u32 s = 0; s < params.stages; ++s) mbarrier::init(shared_address(control.full[warp] + s), 1);
-    if (warp == 0) mbarrier::init(queries_full, 1);
+    for (u32 i = 0; i < (warp == JOINER ? 3 : STAGES); ++i) mbarrier::init(barriers + i * sizeof(u64), 1);
     mbarrier::fence_init();
   }
   grid_dependency_wait();
   grid_dependency_launch();
-  // Queries before any document: what is asked for behind the first stages of all blocks comes 3 us later.
-  if (threadIdx.x == 0) {
-    const u32 copies = params.queries.row_stride == params.dim ? 1 : params.query_rows;
+  Stream stream = {params, control, rings + warp * ring_bytes, queries, warp, kept(lane)};
+  if (warp == JOINER && lane == 0) {
+    const bool together = params.queries.row_stride == params.dim;
     mbarrier::expect_bytes(queries_full, params.query_rows * pitch);
 #pragma unroll 1
-    for (u32 row = 0; row < copies; ++row)
+    for (u32 row = 0; row < (together ? 1 : params.query_rows); ++row)
       copy_bulk(shared_address(queries) + row * pitch, static_cast<const E::Storage*>(params.queries.rows) + row * params.queries.row_stride,
-                params.query_rows / copies * pitch, queries_full, false);
+                together ? params.query_rows * pitch : pitch, queries_full, false);
   }
-  uint2 first, last;  // document and row
-  if (params.firsts) first = params.firsts[blockIdx.x], last = params.firsts[blockIdx.x + 1];
-  else {
-    const u32 length = (u32)params.docs.length;
-    first.x = blockIdx.x * params.share + min_of(blockIdx.x, params.rest), last.x = first.x + params.share + (blockIdx.x < params.rest);
-    first.y = first.x * length, last.y = last.x * length;
-  }
-  const u32 begin = Stream::run_start(first.y, last.y, warp), end = Stream::run_start(first.y, last.y, warp + 1);
-  Stream stream = {params, control, rings + warp * ring_bytes, queries, warp, begin, end, first.y, last.y, last.x, {}};
-  __syncthreads();
-  if (lane == 0) {
+  if (warp < JOINER) {
 #pragma unroll 1
-    for (u32 s = 0; s < params.stages && begin + s * params.stage_tokens < end; ++s) stream.load(begin + s * params.stage_tokens, s);
+    for (u32 s = 0; s < STAGES; ++s) stream.load(s);
+    if (lane == 0) control.rounds_done[warp] = 0;
   }
-  for (u32 q = threadIdx.x; q <= params.queries.count; q += WARPS * WARP) control.bounds[q] = (u32)params.queries.start(q);
+  for (u32 q = threadIdx.x; q <= params.queries.count; q += (WARPS + 1) * WARP) control.bounds[q] = (u32)params.queries.start(q);
+  for (u32 i = threadIdx.x; i < (sizeof(control.joins) + sizeof(control.cut)) / sizeof(u32); i += (WARPS + 1) * WARP) reinterpret_cast<u32*>(control.joins)[i] = 0;
   __syncthreads();
-  // A block without tokens: its first warp says so of all its documents.
-  if (begin < end || (warp == 0 && first.y == last.y)) {
-    stream.open(first.x);
-    stream.settle_empty();
-    stream.walk();
-  }
-  __syncthreads();
-  if (begin < end) stream.finish();
+  if (warp == JOINER) stream.join_cut();
+  else stream.walk();
 }
 #endif

@@ -220,6 +220,7 @@ impl Plan {
         let scratch = Scratch {
             padded: [self.regions.queries.padded, self.regions.docs.padded].map(|region| self.workspace.ptr(region)),
             block_firsts: self.tables.block_firsts(),
+            joins: self.workspace.ptr(self.regions.joins),
         };
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, of the tables and of the workspace.
         unsafe { self.scorer.launch(&gpu, &self.problem, &self.division, &self.prepare, scratch, params) }?;

@@ -23,6 +23,7 @@ pub(crate) struct Scratch {
     pub(crate) padded: [u64; 2],
     /// Of [`StreamParams`].
     pub(crate) block_firsts: u64,
+    pub(crate) joins: u64,
 }
 
 /// Kernels come with and without the argmax.
@@ -207,21 +208,19 @@ impl Hopper {
         if let Some(kernel) = &self.stream
             && at[1].row_stride == dim
         {
-            let (docs, blocks) = (problem.docs.count(), division.blocks);
             let params = StreamParams {
                 queries: params.queries,
                 docs: params.docs,
                 dim: dim as u32,
                 query_rows: problem.queries.rows() as u32,
-                share: (docs / blocks) as u32,
-                rest: (docs % blocks) as u32,
                 firsts: scratch.block_firsts,
                 scores: params.sums,
                 argmax: params.argmax,
+                joins: scratch.joins,
                 ..StreamParams::default()
             };
             // SAFETY: the caller's promise.
-            return unsafe { kernel.launch(gpu, blocks, problem.docs.rows(), params) };
+            return unsafe { kernel.launch(gpu, division.blocks, &problem.docs, params) };
         }
         let maps = self.maps.of(at, || maps(problem.dtype, dim, self.shape, at[0], at[1]))?;
         self.epoch = self.epoch.checked_add(1).unwrap_or(1);

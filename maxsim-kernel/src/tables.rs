@@ -77,12 +77,9 @@ impl Tables {
             }
             _ => Vec::new(),
         };
-        let mut doc_offsets = offsets(&problem.docs);
-        // A streaming block behind the last document looks where the next one would end.
-        doc_offsets.extend(doc_offsets.last().copied());
         Ok(Self {
             query_offsets: Table::upload(gpu, &offsets(&problem.queries))?,
-            doc_offsets: Table::upload(gpu, &doc_offsets)?,
+            doc_offsets: Table::upload(gpu, &offsets(&problem.docs))?,
             list: Table::upload(gpu, &list.iter().flat_map(|&(q, d)| [q as u32, d as u32]).collect::<Vec<_>>())?,
             list_args: Table::upload(gpu, &arguments.collect::<Vec<_>>())?,
             // What the kernels can work out themselves is not uploaded.

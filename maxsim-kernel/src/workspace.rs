@@ -2,6 +2,7 @@
 
 use kernel_core::{Layout, Region};
 
+use crate::kernels::join_bytes;
 use crate::problem::{BackwardRoute, Pairing, Problem, Spans};
 use crate::tiles::Division;
 
@@ -30,6 +31,8 @@ pub(crate) struct Regions {
     pub(crate) prefix: Region,
     pub(crate) partials: Region,
     pub(crate) scratch: Region,
+    /// Of [`crate::kernels::join_bytes`].
+    pub(crate) joins: Region,
 }
 
 impl Regions {
@@ -67,6 +70,7 @@ impl Regions {
             prefix: layout.take_elements::<u64>(when(problem.doc_mask, entries + 1)),
             partials: layout.take_elements::<f32>(division.partials(problem)),
             scratch: layout.take_elements::<f32>(scratch.saturating_mul(problem.dim)),
+            joins: layout.take(when(division.streamed, join_bytes(&problem.docs, division.blocks))),
         };
         (layout, regions)
     }

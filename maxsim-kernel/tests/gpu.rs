@@ -86,7 +86,8 @@ fn normalised_scores_and_gradients_are_near_the_reference() {
     }
 }
 
-/// Few query rows, which many documents' tokens are streamed past: runs that begin and end anywhere in a document, documents of many runs, empty ones.
+/// Few query rows, which many documents' tokens are streamed past: runs that begin and end anywhere in a document, documents of many runs, empty ones,
+/// documents that are cut between blocks, and one for each warp.
 #[test]
 fn documents_streamed_past_few_query_rows_are_exact() {
     let Some(gpu) = gpu() else { return };
@@ -105,6 +106,9 @@ fn documents_streamed_past_few_query_rows_are_exact() {
         (Spans::padded(64, 1), ragged(), 8),
         (Spans::of_lengths([0, 5, 0, 50, 1]), ragged(), 100),
         (Spans::padded(2, 17), Spans::padded(3000, 1), 128),
+        (Spans::padded(1, 32), Spans::padded(4100, 23), 48),
+        (Spans::padded(2, 30), Spans::padded(950, 31), 128),
+        (Spans::padded(1, 9), Spans::padded(659, 9), 112),
         (Spans::padded(1, 64), Spans::padded(600, 77), 128),
         (Spans::padded(1, 33), Spans::padded(540, 150), 64),
         (Spans::padded(1, 5), Spans::of_lengths((0..1000).map(long)), 16),
@@ -124,9 +128,10 @@ fn documents_streamed_past_few_query_rows_are_exact() {
 fn rows_of_any_alignment_score_alike() {
     let Some(gpu) = gpu() else { return };
     for queries in [Spans::padded(1, 20), Spans::padded(5, 33), Spans::padded(2, 150)] {
-        for (route, gap) in [(Route::Portable, 1), (Route::Auto, 8)] {
-            common::run_with_gaps::<bf16>(&gpu, route, gap, &queries, &Spans::of_lengths([70, 0, 300, 9]));
-            common::run_with_gaps::<f16>(&gpu, route, gap, &queries, &Spans::padded(600, 5));
+        // The last: dense documents are streamed past query rows with gaps.
+        for (route, gaps) in [(Route::Portable, [1, 1]), (Route::Auto, [8, 8]), (Route::Auto, [8, 0])] {
+            common::run_with_gaps::<bf16>(&gpu, route, gaps, &queries, &Spans::of_lengths([70, 0, 300, 9]));
+            common::run_with_gaps::<f16>(&gpu, route, gaps, &queries, &Spans::padded(600, 5));
         }
     }
 }

@@ -4,7 +4,7 @@ use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
 
 use super::{TextsArg, load, overlapped};
 use crate::error::Result;
-use crate::problem::{Pairing, Problem};
+use crate::problem::{Pairing, Problem, Spans};
 use crate::programs;
 use crate::tiles::TILE_ROWS;
 
@@ -14,15 +14,16 @@ const PIECE_ROWS: usize = 16;
 const STEP: usize = 16;
 /// Steps of d, as compiled.
 const QUERY_STEPS: [usize; 4] = [3, 4, 6, 8];
-const WARPS: usize = 8;
-/// Of the ring of a warp, of about so many bytes each: more of them do not help.
+/// Stages of a warp's ring, of about so many bytes each: more of them do not help.
 const STAGES: usize = 3;
 const STAGE_BYTES: usize = 4 * 1024;
 /// Tokens of a stage are a multiple of what a warp multiplies at once, at most.
 const COLUMNS: usize = 16;
 /// `Control` of the kernel.
-const CONTROL_BYTES: usize = 13 * 1024;
-/// Blocks have whole documents: with fewer than so many each, some would have far more to do than others.
+const CONTROL_BYTES: usize = 20 * 1024;
+/// Bytes of a `Join` of the kernel, at most.
+const JOIN_BYTES: usize = (TILE_ROWS + 1) * 8;
+/// Blocks have whole packed documents: with fewer than so many each, some would have far more to do than others.
 const DOCS_PER_BLOCK: usize = 4;
 /// Documents of more than so many times the L2 push everything else out of it all the same, and are read faster if they may.
 const KEEP_CACHE: usize = 2;
@@ -53,10 +54,10 @@ impl StreamShape {
     /// tile, in two bytes an element, d up to 128. `dim`: of the rows as they are read. In a call it is also needed that the documents' rows
     /// follow one another without gaps.
     pub(crate) fn choose(info: &DeviceInfo, problem: &Problem, dim: usize) -> Option<Self> {
-        let rows = problem.queries.rows();
+        let (rows, tokens) = (problem.queries.rows(), problem.docs.rows());
         let plain = !problem.query_mask && !problem.doc_mask && !problem.normalize && problem.dtype != DType::F32;
         let few = (1..=TILE_ROWS).contains(&rows) && problem.queries.count() <= TILE_ROWS;
-        let many = problem.docs.count() >= DOCS_PER_BLOCK * info.sm_count as usize && problem.docs.rows() > 0;
+        let many = problem.docs.count() >= DOCS_PER_BLOCK * info.sm_count as usize && tokens > 0;
         if problem.pairing != Pairing::Cross || !plain || !few || !many {
             return None;
         }
@@ -65,15 +66,57 @@ impl StreamShape {
         Some(Self { row_pieces, query_steps })
     }
 
+    /// Warps that stream documents.
+    fn warps(self) -> usize {
+        match self.row_pieces * self.query_steps {
+            ..=8 => 15,
+            9..=16 => 11,
+            _ => 7,
+        }
+    }
+
     fn ring(self, dim: usize) -> Ring {
         let row_bytes = 2 * dim;
         let stage_tokens = (STAGE_BYTES / row_bytes).min(128) / COLUMNS * COLUMNS;
         let queries = self.row_pieces * PIECE_ROWS * row_bytes;
-        Ring { stage_tokens, bytes: CONTROL_BYTES + WARPS * STAGES * stage_tokens * row_bytes + queries }
+        Ring { stage_tokens, bytes: CONTROL_BYTES + self.warps() * STAGES * stage_tokens * row_bytes + queries }
     }
 }
 
-/// `StreamParams` of the kernel; the launcher fills in what is of the ring and of the cache.
+/// How padded documents are shared among blocks: see the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rounds {
+    rounds: usize,
+    /// Whole documents of a block, and of those in a round.
+    share: usize,
+    round_docs: usize,
+    /// Rows that runs of warps are multiples of in a round of `round_docs`.
+    unit: usize,
+    /// Documents that are cut between blocks, and so many rows of them for each block.
+    cut: usize,
+    cut_rows: usize,
+}
+
+impl Rounds {
+    /// For padded documents.
+    fn new(count: usize, length: usize, blocks: usize, warps: usize) -> Self {
+        let (share, cut) = (count / blocks, count % blocks);
+        // A document for each warp, none of which need be put together, or all there are: to put them together has its price in every round.
+        let (round_docs, unit) = if share >= warps { (warps, length) } else { (share, 8) };
+        let cut_rows = (cut * length).div_ceil(8).div_ceil(blocks) * 8;
+        Self { rounds: 1 + share.div_ceil(round_docs.max(1)), share, round_docs, unit, cut, cut_rows }
+    }
+}
+
+/// Bytes of device memory where documents that are cut between so many blocks are put together: zeros before and after each launch.
+pub(crate) fn join_bytes(docs: &Spans, blocks: usize) -> usize {
+    match docs {
+        Spans::Padded { count, .. } => count % blocks * JOIN_BYTES,
+        Spans::Packed(_) => 0,
+    }
+}
+
+/// `StreamParams` of the kernel; the launcher fills in what is of rounds, of the ring and of the cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StreamParams {
@@ -81,14 +124,18 @@ pub(crate) struct StreamParams {
     pub(crate) docs: TextsArg,
     pub(crate) dim: u32,
     pub(crate) query_rows: u32,
+    pub(crate) rounds: u32,
     pub(crate) share: u32,
-    pub(crate) rest: u32,
+    pub(crate) round_docs: u32,
+    pub(crate) unit: u32,
+    pub(crate) cut: u32,
+    pub(crate) cut_rows: u32,
     pub(crate) stage_tokens: u32,
-    pub(crate) stages: u32,
     pub(crate) keep_cache: u32,
     pub(crate) firsts: u64,
     pub(crate) scores: u64,
     pub(crate) argmax: u64,
+    pub(crate) joins: u64,
 }
 
 // SAFETY: plain data, laid out as the kernel's struct.
@@ -106,21 +153,22 @@ impl ForwardStream {
         Ok(Self { kernels: [kernel(false)?, kernel(true)?], shape })
     }
 
-    /// `rows`: of all documents.
-    ///
     /// # Safety
-    /// The addresses in `params` must be live memory of the sizes that the problem says, the documents' rows one after another.
-    pub(crate) unsafe fn launch(&self, gpu: &Gpu, blocks: usize, rows: usize, params: StreamParams) -> Result<()> {
-        let info = gpu.info();
-        let ring = self.shape.ring(params.dim as usize);
-        let keep_cache = rows * params.dim as usize * 2 <= KEEP_CACHE * info.l2_bytes;
-        let params = StreamParams {
-            stage_tokens: ring.stage_tokens as u32,
-            stages: STAGES as u32,
-            keep_cache: u32::from(keep_cache),
-            ..params
-        };
-        let config = LaunchConfig::linear(blocks as u32, 32 * WARPS as u32).with_shared(ring.bytes as u32);
+    /// The addresses in `params` must be live memory of the sizes that `docs` and [`join_bytes`] say, the documents' rows one after another.
+    pub(crate) unsafe fn launch(&self, gpu: &Gpu, blocks: usize, docs: &Spans, mut params: StreamParams) -> Result<()> {
+        let (info, dim) = (gpu.info(), params.dim as usize);
+        let ring = self.shape.ring(dim);
+        params.stage_tokens = ring.stage_tokens as u32;
+        params.keep_cache = u32::from(docs.rows() * dim * 2 <= KEEP_CACHE * info.l2_bytes);
+        params.rounds = 1;
+        if let Spans::Padded { count, length } = *docs {
+            let rounds = Rounds::new(count, length, blocks, self.shape.warps());
+            (params.rounds, params.share) = (rounds.rounds as u32, rounds.share as u32);
+            (params.round_docs, params.unit) = (rounds.round_docs as u32, rounds.unit as u32);
+            (params.cut, params.cut_rows) = (rounds.cut as u32, rounds.cut_rows as u32);
+        }
+        let threads = 32 * (self.shape.warps() + 1) as u32;
+        let config = LaunchConfig::linear(blocks as u32, threads).with_shared(ring.bytes as u32);
         let kernel = &self.kernels[usize::from(params.argmax != 0)];
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { kernel.launch(gpu.stream(), &overlapped(info, config), &[&params]) }?)
@@ -131,7 +179,6 @@ impl ForwardStream {
 mod tests {
     use super::*;
     use crate::kernels::h200;
-    use crate::problem::Spans;
 
     #[test]
     fn few_rows_and_many_documents_are_streamed() {
@@ -153,6 +200,31 @@ mod tests {
         let without_tokens = Problem::cross(Spans::padded(1, 32), Spans::padded(1000, 0), 128, DType::Bf16);
         assert_eq!(StreamShape::choose(&info, &without_tokens, 128), None);
         assert_eq!(shape(32, 1000, 48), Some(StreamShape { row_pieces: 2, query_steps: 3 }));
-        assert_eq!((size_of::<StreamParams>(), std::mem::offset_of!(StreamParams, firsts)), (200, 176));
+        assert_eq!((size_of::<StreamParams>(), std::mem::offset_of!(StreamParams, firsts)), (216, 184));
+    }
+
+    #[test]
+    fn rounds_have_every_document_once() {
+        for (count, length, blocks, warps) in [
+            (1000, 300, 132, 11),
+            (1000, 1024, 132, 15),
+            (10_000, 300, 132, 15),
+            (528, 1, 132, 7),
+            (531, 20_000, 132, 7),
+        ] {
+            let Rounds { rounds, share, round_docs, unit, cut, cut_rows } = Rounds::new(count, length, blocks, warps);
+            assert_eq!(
+                (blocks * share + cut, join_bytes(&Spans::padded(count, length), blocks)),
+                (count, cut * JOIN_BYTES)
+            );
+            assert!(
+                cut < blocks
+                    && cut_rows * blocks >= cut * length
+                    && cut_rows * blocks < cut * length + 8 * (blocks + 1)
+            );
+            // Rounds of whole documents, all but the last one of `round_docs`, which is not empty.
+            assert!((rounds - 1) * round_docs >= share && (rounds - 2) * round_docs < share);
+            assert_eq!(unit, if round_docs == warps { length } else { 8 });
+        }
     }
 }

@@ -311,22 +311,23 @@ pub(crate) fn run_not_finite<T: Number>(gpu: &Gpu, route: Route, value: f32) {
     }
 }
 
-/// Rows with `gap` elements of NaN behind each.
-pub(crate) fn run_with_gaps<T: Number>(gpu: &Gpu, route: Route, gap: usize, queries: &Spans, docs: &Spans) {
+/// Rows of queries and of documents with so many elements of NaN behind each.
+pub(crate) fn run_with_gaps<T: Number>(gpu: &Gpu, route: Route, gaps: [usize; 2], queries: &Spans, docs: &Spans) {
     let (dim, options) = (64, Options { route, ..Options::default() });
     let case = Case { queries: queries.clone(), docs: docs.clone(), dim, options, ..Case::default() };
     let data = Data::<T>::new(&case);
     let expected = data.on_host();
-    let stride = dim + gap;
-    let spread = |tokens: &[T]| {
+    let strides = gaps.map(|gap| dim + gap);
+    let spread = |tokens: &[T], gap: usize| {
         let rows = tokens.chunks(dim).flat_map(|row| row.iter().copied().chain(vec![to(f32::NAN); gap]));
         gpu.upload(&rows.collect::<Vec<_>>()).unwrap()
     };
-    let (queries, docs) = (spread(&data.queries), spread(&data.docs));
+    let (queries, docs) = (spread(&data.queries, gaps[0]), spread(&data.docs, gaps[1]));
     let mut plan = Plan::new(gpu, data.problem.clone(), options).unwrap();
     let inputs = Inputs {
-        queries: MatrixView::with_row_stride("queries", &queries, [data.problem.queries.rows(), dim], stride).unwrap(),
-        docs: MatrixView::with_row_stride("docs", &docs, [data.problem.docs.rows(), dim], stride).unwrap(),
+        queries: MatrixView::with_row_stride("queries", &queries, [data.problem.queries.rows(), dim], strides[0])
+            .unwrap(),
+        docs: MatrixView::with_row_stride("docs", &docs, [data.problem.docs.rows(), dim], strides[1]).unwrap(),
         query_mask: None,
         doc_mask: None,
     };
