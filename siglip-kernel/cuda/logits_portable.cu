@@ -10,7 +10,6 @@ struct LogitsPortableParams {
   ScalarArg log_temp, bias;
   Loop::Operand img, txt;
   u32 k, first;
-  float gain_log2;
   i64 diagonal;   // column - row of a positive pair, relative to this block's origin
   u16* g;         // whole tiles: rows and columns up to the next multiple of 128 are written
   u64 g_stride;   // elements
@@ -22,7 +21,7 @@ KERNEL __launch_bounds__(Loop::THREADS, 2) siglip_logits_portable(const __grid_c
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const u32 tiles_m = ceil_div(params.img.rows, Loop::TILE_M), tiles = tiles_m * ceil_div(params.txt.rows, Loop::TILE_N);
   grid_dependency_wait();
-  const PairConstants constants(params.log_temp.load(), params.bias.load(), params.gain_log2);
+  const PairConstants constants(params.log_temp.load(), params.bias.load());
   PairSums sums;
   for (u32 t = blockIdx.x; t < tiles; t += gridDim.x) {
     const u32 m0 = t % tiles_m * Loop::TILE_M, n0 = t / tiles_m * Loop::TILE_N;
@@ -31,7 +30,7 @@ KERNEL __launch_bounds__(Loop::THREADS, 2) siglip_logits_portable(const __grid_c
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
       const u32 row = m0 + warp % 2 * 64 + i * 16, column = n0 + warp / 2 * 32;
-      const FragmentPlace place = {params.diagonal + (i64)row - (i64)column, (int)params.img.rows - (int)row, (int)params.txt.rows - (int)column, lane};
+      const FragmentPlace place = {nearby(params.diagonal + (i64)row - (i64)column), (int)params.img.rows - (int)row, (int)params.txt.rows - (int)column, lane};
       u32 packed[8];
       pairs<ELEMENT, WITH_GRADIENT, 16>(acc[i], packed, sums, constants, place);
       if constexpr (WITH_GRADIENT)
@@ -44,5 +43,5 @@ KERNEL __launch_bounds__(Loop::THREADS, 2) siglip_logits_portable(const __grid_c
           }
     }
   }
-  store_sums(params.sums, blockIdx.x * 8 + warp, sums, params.first, constants.inverse_gain, lane);
+  store_sums<ELEMENT>(params.sums, blockIdx.x * 8 + warp, sums, params.first, lane);
 }

@@ -1,13 +1,14 @@
 // The logit GEMM on Hopper with the pair loss and its gradient in the epilogue: reads image rows and text rows, writes
 // G = gain * dL/dz (only with WITH_GRADIENT) and per-warp sums. Logits never reach memory.
 //   ELEMENT: BF16 or F16    OPERAND: ELEMENT, or E4M3 for rows as quantize_fp8.cu leaves them    WITH_GRADIENT: 0 or 1    CLUSTER_SIZE: 1 or 2
+//   COLUMNS: of a tile, 128, or 192 with gradients
+#include "ptx/shared.cuh"
 #include "sigmoid.cuh"
 #include "sm90/mainloop.cuh"
 #include "sm90/store.cuh"
 
 struct LogitsParams {
   ScalarArg log_temp, bias;
-  float gain_log2;
   u32 first;          // 1: this launch opens the sums, 0: it adds to them
   i64 diagonal;       // column - row of a positive pair, relative to this block's origin
   double* sums;       // [gridDim.x * 8][3]
@@ -17,11 +18,31 @@ struct LogitsParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// A whole tile of G is staged at once: the epilogue never waits for its own stores.
 constexpr bool FP8 = OPERAND::KIND == Kind::E4M3;
-typedef Mainloop<OPERAND, Major::K, Major::K, Schedule::PING_PONG, CLUSTER_SIZE, WITH_GRADIENT ? 32768 : 0> Loop;
+// A whole narrow tile of G is staged at once, so that the epilogue never waits for its own stores; of a wide one only half, as memory for four stages of
+// operands is worth more (three: 645 against 738 TF/s on an H200).
+constexpr bool WIDE = COLUMNS == 192;
+constexpr u32 PARTS = COLUMNS / 64, BUFFERS = WIDE ? PARTS : 2 * PARTS;
+typedef Mainloop<OPERAND, Major::K, Major::K, Schedule::PING_PONG, CLUSTER_SIZE, WITH_GRADIENT ? BUFFERS * 8192 : 0, COLUMNS, WIDE ? 240 : 232,
+                 WIDE> Loop;
+
+// 16 x 32 dot products of a warp in shared memory, each lane's own, 512 bytes for every 8 columns.
+struct InShared {
+  static constexpr u32 UNROLL = 2;
+  u32 at;
+  DEV InShared(u32 buffer, u32 lane) : at(buffer + lane * 16) {}
+  DEV Four operator()(u32 j) const {
+    const uint4 x = load_shared_vector(at + j * 512);
+    return {{__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w)}};
+  }
+  DEV void set(const float* x) const {
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) store_shared_vector(at + j * 512, x[4 * j], x[4 * j + 1], x[4 * j + 2], x[4 * j + 3]);
+  }
+};
 
 struct LogitsEpilogue {
+  static constexpr u32 HALF = Loop::ACC / 2, PIECE = 16;
   const TensorMap* map_g;
   const GemmShape& shape;
   const LogitsParams& params;
@@ -30,33 +51,78 @@ struct LogitsEpilogue {
   u32 warp, lane;
 
   DEV int unit_log2() const { return FP8 ? -(params.exponents[0] + params.exponents[1]) : 0; }
-  DEV void begin() { constants = PairConstants(params.log_temp.load(), params.bias.load(), params.gain_log2, unit_log2()); }
-  DEV void tile(float (&acc)[128], u32 m0, u32 n0, u32 staging) {
+  DEV void begin() { constants = PairConstants(params.log_temp.load(), params.bias.load(), unit_log2()); }
+  DEV FragmentPlace place(u32 row, u32 column) const {
+    const int diagonal = nearby(params.diagonal + (i64)row - (i64)column);
+    return {diagonal, (int)shape.m - (int)row, (int)shape.n - (int)column, lane, FP8 ? params.positives : nullptr, row};
+  }
+
+  DEV void tile(float (&acc)[Loop::ACC], u32 m0, u32 n0, u32 staging) {
+    const u32 row = m0 + warp * 16;
     const WarpStaging stage(staging, warp);
+    if constexpr (WIDE) {
+      // Decided for both halves at once, so that a sum's register is free again once its pair is done.
+      if (__builtin_expect(!is_plain(place(row, n0), COLUMNS) || !is_plain(place(row + 64, n0), COLUMNS), 0)) return special(acc, row, n0, stage);
 #pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-      const u32 row = m0 + half * 64 + warp * 16;
-      const FragmentPlace place = {params.diagonal + (i64)row - (i64)n0, (int)shape.m - (int)row, (int)shape.n - (int)n0, lane,
-                                   FP8 ? params.positives + row : nullptr};
-      u32 packed[32];
-      pairs<ELEMENT, WITH_GRADIENT, 64>(acc + 64 * half, packed, sums, constants, place);
-      if constexpr (WITH_GRADIENT) {
-        stage.acquire<1>(lane);
-        stage.write_16bit(stage.buffer(2 * half), packed, lane);
-        stage.write_16bit(stage.buffer(2 * half + 1), packed + 16, lane);
-        stage.publish();
-        if (lane == 0) {
-          tma::store_2d(map_g, stage.buffer(2 * half), (int)n0, (int)row);
-          tma::store_2d(map_g, stage.buffer(2 * half + 1), (int)n0 + 64, (int)row);
-          tma::commit();
+      for (u32 half = 0; half < 2; ++half) {
+        const auto put = [&](u32 i, const u32 (&packed)[4]) { stage.write_16_columns(stage.buffer(i / 4), i % 4, packed, lane); };
+        stage.acquire<0>(lane);
+        pairs_plain<ELEMENT, true, HALF>(InRegisters{acc + half * HALF}, put, sums, constants);
+        store<PARTS>(stage.buffer(0), row + half * 64, n0, stage);
+      }
+    } else {
+#pragma unroll
+      for (u32 half = 0; half < 2; ++half) {
+        u32 packed[32];
+        pairs<ELEMENT, WITH_GRADIENT, HALF>(acc + HALF * half, packed, sums, constants, place(row + half * 64, n0));
+        if constexpr (WITH_GRADIENT) {
+          stage.acquire<1>(lane);
+          stage.write_16bit(stage.buffer(2 * half), packed, lane);
+          stage.write_16bit(stage.buffer(2 * half + 1), packed + 16, lane);
+          store<PARTS>(stage.buffer(2 * half), row + half * 64, n0, stage);
         }
       }
+    }
+  }
+  // A warp's rows of a wide tile with positives or an edge, 16 x 32 pairs at a time by one copy of the code, which for that takes them from shared memory: registers
+  // cannot be counted through, and a copy for each piece would leave none to spare.
+  DEV void special(const float* acc, u32 row, u32 n0, const WarpStaging& stage) {
+    const bool faint = sums.faint;
+    sums.faint = false;
+    const InShared x(stage.buffer(2), lane);
+    stage.acquire<0>(lane);
+    u32 stored = 0;
+#pragma unroll 1
+    for (u32 piece = 0; piece < Loop::ACC / PIECE; ++piece) {
+      const u32 to = stage.buffer(stored % 2), of_part = piece % 2, r = row + piece / (HALF / PIECE) * 64, column = n0 + piece % (HALF / PIECE) * 32;
+      if (column - of_part * 32 >= shape.n) continue;  // nobody reads what would lie there
+      if (of_part == 0) stage.acquire<1>(lane);
+#pragma unroll
+      for (u32 i = 0; i < Loop::ACC / PIECE; ++i)
+        if (piece == i) x.set(acc + PIECE * i);
+      const auto put = [&](u32 i, const u32 (&packed)[4]) { stage.write_16_columns(to, of_part * 2 + i, packed, lane); };
+      pairs_short<ELEMENT, true, PIECE>(x, put, sums, constants, place(r, column));
+      sums.faint = false;
+      if (of_part == 1) {
+        store<1>(to, r, column - 32, stage);
+        ++stored;
+      }
+    }
+    sums.faint = faint;
+  }
+  // 16 rows and 64 columns of each of the buffers from `from` on.
+  template <u32 BUFFERS> DEV void store(u32 from, u32 row, u32 column, const WarpStaging& stage) const {
+    stage.publish();
+    if (lane == 0) {
+#pragma unroll
+      for (u32 i = 0; i < BUFFERS; ++i) tma::store_2d(map_g, from + i * 8192, (int)(column + i * 64), (int)row);
+      tma::commit();
     }
   }
   DEV void finish() {
     if (WITH_GRADIENT && lane == 0) tma::wait_all();
     const u32 slot = blockIdx.x * 8 + threadIdx.x / WARP - 4;
-    store_sums(params.sums, slot, sums, params.first, constants.inverse_gain, lane, unit_log2());
+    store_sums<ELEMENT>(params.sums, slot, sums, params.first, lane, unit_log2());
   }
 };
 

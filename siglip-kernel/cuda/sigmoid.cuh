@@ -8,7 +8,7 @@
 //   faint    every pair negative with z below about -6: q = u - u^2 and the loss u - u^2 / 2, from two running sums, sum q and sum u^2.
 //            Dropped terms are at most u^2 relative. It is taken on trust and checked by sum u^2 <= 2^-17 afterwards, so u <= 2^-8.5 and the
 //            relative error is at most 2.6e-6 in the loss (u^2 / 3) and 7.7e-6 in q (a bf16 rounding is 2e-3).
-//   quiet    every pair negative with e^z below 2^1.5: sigmoid(z) = u / (1 + u) needs no case split.
+//   quiet    every pair negative with e^z below 2^1.5 (2^2.3 where a run is shorter): sigmoid(z) = u / (1 + u) needs no case split.
 //   general  any pair: large logits, and edges, where a pair that does not exist counts for nothing. Positives too, but of long fragments without an edge: those
 //            are summed one by one and taken out first, and the others go by one of these paths.
 // Quiet and general do not take a logarithm per pair: S <- S (1 + u) + u keeps S = prod(1 + u) - 1 without cancellation, and one log1p(S)
@@ -29,144 +29,215 @@ struct PairSums {
   bool faint = true;
 };
 
+// What gradients carry; the host knows it too.
+template <class E> constexpr float GAIN_LOG2 = E::KIND == Kind::F16 ? 14.f : 0.f;
+template <class E> constexpr float GAIN = E::KIND == Kind::F16 ? 16384.f : 1.f;
+
 struct PairConstants {
-  float scale_log2, bias_log2, gain, gain_log2, inverse_gain;
+  float scale_log2, bias_log2;
   PairConstants() = default;
   // unit_log2: log2 of what 1 in the accumulators is worth as a dot product.
-  DEV PairConstants(float log_temp, float bias, float gain_log2_, int unit_log2 = 0) {
+  DEV PairConstants(float log_temp, float bias, int unit_log2 = 0) {
     scale_log2 = ldexpf(expf(log_temp) * LOG2E, unit_log2);
     bias_log2 = bias * LOG2E;
-    gain_log2 = gain_log2_;
-    gain = exp2f(gain_log2_);
-    inverse_gain = exp2f(-gain_log2_);
   }
 };
 
 // Where a fragment lies: a warp's 16 rows x COLS columns. Element 4 * j + e is row lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2.
 struct FragmentPlace {
-  i64 diagonal;    // a pair is positive when column - row == diagonal, both within the fragment
+  int diagonal;    // a pair is positive when column - row == diagonal, both within the fragment
   int rows, cols;  // pairs at or beyond these do not exist
   u32 lane;
-  const float* positives = nullptr;  // dot products of the positive pairs from the fragment's first row on, or null: those given
+  const float* positives = nullptr;  // dot products of the block's positive pairs, or null: those given
+  u32 row = 0;                       // of the block, where the fragment begins
 };
 
-// u that is certainly faint: 64 squares of it stay below the bound on their sum.
-constexpr float FAINT_LOG2 = -11.6f, FAINT_SQUARES = 7.6e-6f;
+// A diagonal within a fragment; those far from any are alike.
+DEV int nearby(i64 diagonal) {
+  constexpr i64 FAR = 1 << 20;
+  return (int)max_of(-FAR, min_of(diagonal, FAR));
+}
+
+constexpr float FAINT_SQUARES = 7.6e-6f;
+// log2 of u that is certainly faint: N squares of it, up to 64 or 96, stay below that bound on their sum.
+template <u32 N> constexpr float FAINT_LOG2 = N > 64 ? -11.8f : -11.6f;
+
+// Dot products of a fragment come as `x(j)`, those of columns 8 * j to 8 * j + 7; loops over j are unrolled X::UNROLL times.
+struct Four {
+  float at[4];
+};
+struct InRegisters {
+  static constexpr u32 UNROLL = 24;
+  const float* acc;
+  DEV Four operator()(u32 j) const { return {{acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]}}; }
+};
+
+// Gradient fragments leave 16 columns at a time, as they come about: `put(i, packed)` takes the pairs of columns 16 * i + 8 * k + 2 * (lane % 4), packed[2 * k] of
+// row lane / 4 and packed[2 * k + 1] of row lane / 4 + 8.
+template <class E, class Put> DEV void put_pairs(const Put& put, u32 j, u32 (&packed)[4], const float (&q)[4]) {
+  packed[j % 2 * 2] = E::pack(q[0], q[1]);
+  packed[j % 2 * 2 + 1] = E::pack(q[2], q[3]);
+  if (j % 2) put(j / 2, packed);
+}
+
+// Sums of a fragment run in as many chains as leave registers for the rest: sum[e % CHAINS].
+template <bool GRADIENT> constexpr u32 CHAINS = GRADIENT ? 2 : 4;
+template <u32 N> DEV float total(const float (&sum)[N]) {
+  if constexpr (N == 4) return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  else return sum[0] + sum[1];
+}
+// prod (1 + u) - 1 over all chains.
+template <u32 N> DEV float total_product(const float (&s)[N]) {
+  const float p = fmaf(s[0], s[1], s[0] + s[1]);
+  if constexpr (N == 2) return p;
+  else {
+    const float r = fmaf(s[2], s[3], s[2] + s[3]);
+    return fmaf(p, r, p + r);
+  }
+}
 
 // False, and nothing added, when some pair is too large for this path or not a number.
-template <class E, bool GRADIENT, u32 N> DEV bool pairs_faint(const float* x, u32* packed, PairSums& sums, const PairConstants& c) {
-  constexpr bool UNIT_GAIN = E::KIND == Kind::BF16;  // a multiplication a pair less
-  float q_sum[4] = {0.f, 0.f, 0.f, 0.f}, q_x_sum[2] = {0.f, 0.f}, square[4] = {0.f, 0.f, 0.f, 0.f};
-  const float shift = c.bias_log2 + c.gain_log2;
-#pragma unroll
+template <class E, bool GRADIENT, u32 N, class X, class Put> DEV bool pairs_faint(const X& x, const Put& put, PairSums& sums, const PairConstants& c) {
+  constexpr u32 C = CHAINS<GRADIENT>;
+  float q_sum[C] = {}, q_x_sum[2] = {}, square[C] = {};
+  const float shift = c.bias_log2 + GAIN_LOG2<E>;
+  u32 packed[4];
+#pragma unroll X::UNROLL
   for (u32 j = 0; j < N / 4; ++j) {
+    const Four dots = x(j);
     float q[4];
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {  // u, q and the sums carry the gain
-      const float u = exp2_approx(fmaf(x[4 * j + e], c.scale_log2, shift));
-      q[e] = GRADIENT ? fmaf(UNIT_GAIN ? -u : u * -c.inverse_gain, u, u) : u;
-      q_sum[e] += q[e];
-      if constexpr (GRADIENT) q_x_sum[e & 1] = fmaf(q[e], x[4 * j + e], q_x_sum[e & 1]);
-      square[e] = fmaf(u, u, square[e]);
+      const float u = exp2_approx(fmaf(dots.at[e], c.scale_log2, shift));
+      q[e] = GRADIENT ? fmaf(u * (-1.f / GAIN<E>), u, u) : u;
+      q_sum[e % C] += q[e];
+      if constexpr (GRADIENT) q_x_sum[e & 1] = fmaf(q[e], dots.at[e], q_x_sum[e & 1]);
+      square[e % C] = fmaf(u, u, square[e % C]);
     }
-    if constexpr (GRADIENT) {
-      packed[2 * j] = E::pack(q[0], q[1]);
-      packed[2 * j + 1] = E::pack(q[2], q[3]);
-    }
+    if constexpr (GRADIENT) put_pairs<E>(put, j, packed, q);
   }
-  const float squares = ((square[0] + square[1]) + (square[2] + square[3])) * c.inverse_gain * c.inverse_gain;
+  const float squares = total(square) * (1.f / GAIN<E> / GAIN<E>);
   if (!__all_sync(~0u, squares <= FAINT_SQUARES)) return false;
-  const float total = (q_sum[0] + q_sum[1]) + (q_sum[2] + q_sum[3]);
-  sums.loss += fmaf(total, c.inverse_gain, (GRADIENT ? 0.5f : -0.5f) * squares);  // u - u^2 / 2 = q + u^2 / 2
-  sums.q += total;
-  sums.q_x += q_x_sum[0] + q_x_sum[1];
+  const float q = total(q_sum);
+  sums.loss += fmaf(q, 1.f / GAIN<E>, (GRADIENT ? 0.5f : -0.5f) * squares);  // u - u^2 / 2 = q + u^2 / 2
+  sums.q += q;
+  sums.q_x += total(q_x_sum);
   return true;
 }
 
 // The largest z log2(e) of a fragment, or a little below 0 less: integer maxima of the float bits are exact for positive dot products, a negative
 // maximum reads as 0, and a NaN either reads as large or reaches the loss through u.
-template <u32 N> DEV float largest_logit(const float* x, const PairConstants& c) {
+template <u32 N, class X> DEV float largest_logit(const X& x, const PairConstants& c) {
   int largest = 0;
+#pragma unroll X::UNROLL
+  for (u32 j = 0; j < N / 4; ++j) {
+    const Four dots = x(j);
 #pragma unroll
-  for (u32 j = 0; j < N; ++j) {
-    int bits;  // in PTX: the compiler would keep all of `x` as integers, and lose track of accumulators that it moves
-    asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(x[j]));
-    largest = max_of(largest, bits);
+    for (u32 e = 0; e < 4; ++e) {
+      int bits;  // in PTX: the compiler would keep all dot products as integers, and lose track of accumulators that it moves
+      asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(dots.at[e]));
+      largest = max_of(largest, bits);
+    }
   }
   return fmaf(__int_as_float(largest), c.scale_log2, c.bias_log2);
 }
 
-// Exact while prod(1 + u) over 64 pairs, u = e^z, cannot overflow: z log2(e) < 1.5.
-template <class E, bool GRADIENT, u32 N>
-DEV void pairs_quiet(const float* x, u32* packed, PairSums& sums, const PairConstants& c) {
-  float product[4] = {0.f, 0.f, 0.f, 0.f}, q_sum[2] = {0.f, 0.f}, q_x_sum[2] = {0.f, 0.f};
-#pragma unroll
+// Exact while prod(1 + u), u = e^z, over the pairs that one logarithm closes cannot overflow: all N, or of 96 one half after the other.
+template <u32 N> constexpr u32 QUIET_RUN = N > 64 ? N / 2 : N;
+template <u32 N> constexpr float QUIET_LOG2 = QUIET_RUN<N> > 48 ? 1.5f : 2.3f;  // of z log2(e)
+template <class E, bool GRADIENT, u32 N, class X, class Put>
+DEV void pairs_quiet(const X& x, const Put& put, PairSums& sums, const PairConstants& c) {
+  constexpr u32 C = CHAINS<GRADIENT>;
+  float product[C] = {}, q_sum = 0.f, q_x_sum = 0.f;
+  u32 packed[4];
+#pragma unroll X::UNROLL
   for (u32 j = 0; j < N / 4; ++j) {
+    const Four dots = x(j);
     float q[4];
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
-      const float u = exp2_approx(fmaf(x[4 * j + e], c.scale_log2, c.bias_log2)), one_u = 1.f + u;
-      product[e] = fmaf(product[e], one_u, u);
+      const float u = exp2_approx(fmaf(dots.at[e], c.scale_log2, c.bias_log2)), one_u = 1.f + u;
+      product[e % C] = fmaf(product[e % C], one_u, u);
       if constexpr (GRADIENT) {
-        q[e] = u * c.gain * reciprocal(one_u);
-        q_sum[e & 1] += q[e];
-        q_x_sum[e & 1] = fmaf(q[e], x[4 * j + e], q_x_sum[e & 1]);
+        q[e] = u * GAIN<E> * reciprocal(one_u);
+        q_sum += q[e];
+        q_x_sum = fmaf(q[e], dots.at[e], q_x_sum);
       }
     }
-    if constexpr (GRADIENT) {
-      packed[2 * j] = E::pack(q[0], q[1]);
-      packed[2 * j + 1] = E::pack(q[2], q[3]);
+    if constexpr (GRADIENT) put_pairs<E>(put, j, packed, q);
+    if ((j + 1) % (QUIET_RUN<N> / 4) == 0) {
+      sums.loss += log1p_nonnegative(total_product(product));
+#pragma unroll
+      for (u32 i = 0; i < C; ++i) product[i] = 0.f;
     }
   }
-  sums.q += q_sum[0] + q_sum[1];
-  sums.q_x += q_x_sum[0] + q_x_sum[1];
-  const float p = fmaf(product[0], product[1], product[0] + product[1]), r = fmaf(product[2], product[3], product[2] + product[3]);
-  sums.loss += log1p_nonnegative(fmaf(p, r, p + r));
+  sums.q += q_sum;
+  sums.q_x += q_x_sum;
 }
 
 // SPECIAL: there may be positives, and pairs that do not exist, which leave q = 0.
-template <class E, bool GRADIENT, bool SPECIAL, u32 N>
-DEV void pairs_general(const float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
-  float product[4] = {0.f, 0.f, 0.f, 0.f}, large[2] = {0.f, 0.f}, q_sum[2] = {0.f, 0.f}, q_x_sum[2] = {0.f, 0.f};
+template <class E, bool GRADIENT, bool SPECIAL, u32 N, class X, class Put>
+DEV void pairs_general(const X& x, const Put& put, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
+  constexpr u32 C = CHAINS<GRADIENT>;
+  float product[C] = {}, large = 0.f, q_sum = 0.f, q_x_sum = 0.f;
   const int row = place.lane / 4, column = place.lane % 4 * 2;
-  float exact[2] = {0.f, 0.f};
+  float exact[2] = {};
   if (SPECIAL && place.positives)
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
-      const int i = row + (int)half * 8;
-      const i64 k = i + place.diagonal;
-      if (i < place.rows && k >= 0 && k < place.cols) exact[half] = place.positives[i];
+      const int i = row + (int)half * 8, k = i + place.diagonal;
+      if (i < place.rows && k >= 0 && k < place.cols) exact[half] = place.positives[place.row + i];
     }
-#pragma unroll
+  u32 packed[4];
+#pragma unroll X::UNROLL
   for (u32 j = 0; j < N / 4; ++j) {
+    const Four dots = x(j);
     float q[4];
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
       const int i = row + e / 2 * 8, k = column + j * 8 + e % 2;
-      const bool exists = !SPECIAL || (i < place.rows && k < place.cols), positive = SPECIAL && (i64)(k - i) == place.diagonal;
-      const float dot = SPECIAL && place.positives && positive ? exact[e / 2] : x[4 * j + e];
+      const bool exists = !SPECIAL || (i < place.rows && k < place.cols), positive = SPECIAL && k - i == place.diagonal;
+      const float dot = SPECIAL && place.positives && positive ? exact[e / 2] : dots.at[e];
       const float z = fmaf(dot, c.scale_log2, c.bias_log2), a = positive ? -z : z;
       const float u = exp2_approx(-fabsf(a)), one_u = 1.f + u;
       if (exists) {
-        large[e & 1] += fmaxf(a, 0.f);
-        product[e] = fmaf(product[e], one_u, u);
+        large += fmaxf(a, 0.f);
+        product[e % C] = fmaf(product[e % C], one_u, u);
       }
       if constexpr (GRADIENT) {
-        const float sigmoid = (a >= 0.f ? c.gain : u * c.gain) * reciprocal(one_u);
+        const float sigmoid = (a >= 0.f ? GAIN<E> : u * GAIN<E>) * reciprocal(one_u);
         q[e] = exists ? (positive ? -sigmoid : sigmoid) : 0.f;
-        q_sum[e & 1] += q[e];
-        if (exists) q_x_sum[e & 1] = fmaf(q[e], dot, q_x_sum[e & 1]);
+        q_sum += q[e];
+        if (exists) q_x_sum = fmaf(q[e], dot, q_x_sum);
       }
     }
-    if constexpr (GRADIENT) {
-      packed[2 * j] = E::pack(q[0], q[1]);
-      packed[2 * j + 1] = E::pack(q[2], q[3]);
-    }
+    if constexpr (GRADIENT) put_pairs<E>(put, j, packed, q);
   }
-  sums.q += q_sum[0] + q_sum[1];
-  sums.q_x += q_x_sum[0] + q_x_sum[1];
-  const float p = fmaf(product[0], product[1], product[0] + product[1]), r = fmaf(product[2], product[3], product[2] + product[3]);
-  sums.loss += fmaf(large[0] + large[1], LN2, log1p_nonnegative(fmaf(p, r, p + r)));
+  sums.q += q_sum;
+  sums.q_x += q_x_sum;
+  sums.loss += fmaf(large, LN2, log1p_nonnegative(total_product(product)));
+}
+
+// Whether a fragment of that many columns has no positives, and all of its pairs exist.
+DEV bool is_plain(const FragmentPlace& place, int cols) {
+  return place.rows >= 16 && place.cols >= cols && (place.diagonal <= -16 || place.diagonal >= cols);
+}
+
+// One fragment of a warp, 16 rows x 2 N columns, where all pairs exist and are negative: by the cheapest path that is exact for it. The usual one comes first,
+// in one piece; all others lie behind it. All lanes call it together.
+template <class E, bool GRADIENT, u32 N, class X, class Put> DEV void pairs_plain(const X& x, const Put& put, PairSums& sums, const PairConstants& c) {
+  if (__builtin_expect(sums.faint, 1) && __builtin_expect(pairs_faint<E, GRADIENT, N>(x, put, sums, c), 1)) return;
+  const float largest = largest_logit<N>(x, c);
+  sums.faint = __all_sync(~0u, largest < FAINT_LOG2<N>);
+  if (__all_sync(~0u, largest < QUIET_LOG2<N>)) pairs_quiet<E, GRADIENT, N>(x, put, sums, c);
+  else pairs_general<E, GRADIENT, false, N>(x, put, sums, c, {});
+}
+
+// The same of a short fragment where there may be positives, and pairs that do not exist.
+template <class E, bool GRADIENT, u32 N, class X, class Put>
+DEV void pairs_short(const X& x, const Put& put, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
+  if (is_plain(place, N * 2)) pairs_plain<E, GRADIENT, N>(x, put, sums, c);
+  else pairs_general<E, GRADIENT, true, N>(x, put, sums, c, place);
 }
 
 // The positive pairs of a fragment whose pairs all exist: at most one for each of a lane's two rows. They are summed and taken out before the others, which then
@@ -189,9 +260,9 @@ struct Positives {
 #pragma unroll
       for (u32 j = 0; j < N; ++j)
         if (j / 2 % 2 == half && j == element) dot = x[j], x[j] = ABSENT;
-      if (place.positives && here) dot = place.positives[i];
+      if (place.positives && here) dot = place.positives[place.row + i];
       const float a = -fmaf(dot, c.scale_log2, c.bias_log2), u = exp2_approx(-fabsf(a));
-      const float q_here = (a >= 0.f ? -c.gain : -u * c.gain) * reciprocal(1.f + u);
+      const float q_here = (a >= 0.f ? -GAIN<E> : -u * GAIN<E>) * reciprocal(1.f + u);
       if (here) {
         sums.loss += fmaf(fmaxf(a, 0.f), LN2, log1p_nonnegative(u));
         if (GRADIENT) sums.q += q_here, sums.q_x = fmaf(q_here, dot, sums.q_x);
@@ -212,35 +283,36 @@ struct Positives {
   }
 };
 
-// One fragment of a warp, by the cheapest path that is exact for it. All lanes call it together.
+// Any fragment of a warp in registers, by the cheapest path that is exact for it. All lanes call it together.
 template <class E, bool GRADIENT, u32 N>
 DEV void pairs(float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
   constexpr int COLS = N * 2;     // 16 rows x COLS columns over 32 lanes
   constexpr bool LONG = N == 64;  // a fragment whose general path is long
+  const auto put = [&](u32 i, const u32 (&of)[4]) {
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) packed[4 * i + k] = of[k];
+  };
   const bool positives = place.diagonal > -16 && place.diagonal < COLS;
   if (place.rows < 16 || place.cols < COLS || (positives && !(LONG && c.scale_log2 > Positives::LEAST_SCALE))) {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
-      const FragmentPlace part = {place.diagonal - (int)half * COLS / 2, place.rows, place.cols - (int)half * COLS / 2, place.lane, place.positives};
-      pairs_general<E, GRADIENT, true, N / 2>(x + half * N / 2, packed + half * N / 4, sums, c, part);
+      const int skipped = (int)half * COLS / 2;
+      const FragmentPlace part = {place.diagonal - skipped, place.rows, place.cols - skipped, place.lane, place.positives, place.row};
+      const auto put_part = [&](u32 i, const u32 (&of)[4]) { put(half * (N / 16) + i, of); };
+      pairs_general<E, GRADIENT, true, N / 2>(InRegisters{x + half * N / 2}, put_part, sums, c, part);
     }
     return;
   }
   Positives taken;
   if constexpr (LONG)
     if (__builtin_expect(positives, 0)) taken.take<E, GRADIENT, N>(x, sums, c, place);
-  // The usual way first, in one piece; all others lie behind it.
-  if (!(__builtin_expect(sums.faint, 1) && __builtin_expect(pairs_faint<E, GRADIENT, N>(x, packed, sums, c), 1))) {
-    const float largest = largest_logit<N>(x, c);
-    sums.faint = __all_sync(~0u, largest < FAINT_LOG2);
-    if (__all_sync(~0u, largest < 1.5f)) pairs_quiet<E, GRADIENT, N>(x, packed, sums, c);
-    else pairs_general<E, GRADIENT, false, N>(x, packed, sums, c, place);
-  }
+  pairs_plain<E, GRADIENT, N>(InRegisters{x}, put, sums, c);
   if constexpr (LONG && GRADIENT)
     if (__builtin_expect(positives, 0)) taken.put<N>(packed);
 }
 
 // A fragment's sums into the warp's slot, without gain and unit.
-DEV void store_sums(double* to, u32 slot, const PairSums& sums, bool first, float inverse_gain, u32 lane, int unit_log2 = 0) {
-  add_to_slot(to, slot, sums.loss, (double)sums.q * inverse_gain, ldexp((double)sums.q_x * inverse_gain, unit_log2), first, lane);
+template <class E> DEV void store_sums(double* to, u32 slot, const PairSums& sums, bool first, u32 lane, int unit_log2 = 0) {
+  constexpr double INVERSE = 1. / GAIN<E>;
+  add_to_slot(to, slot, sums.loss, sums.q * INVERSE, ldexp(sums.q_x * INVERSE, unit_log2), first, lane);
 }

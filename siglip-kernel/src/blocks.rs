@@ -8,6 +8,13 @@ use crate::problem::{Chunk, Problem};
 /// Rows and columns of tiles are multiples of this.
 pub(crate) const TILE: usize = 128;
 
+/// Columns of a tile of Hopper's logit product: always without gradients, and with them where wide tiles leave more of the last wave idle.
+pub(crate) const NARROW: usize = TILE;
+/// Columns of a wide tile. Operands and G together are what bounds the product, and it moves a sixth less of them.
+pub(crate) const WIDE: usize = 192;
+/// What a wide tile takes, in sixteenths of a narrow one (in whole steps on an H200).
+const WIDE_COST: usize = 22;
+
 /// One block of pairs: image rows `row..row + rows` against text rows `col..col + cols`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
@@ -33,24 +40,34 @@ pub(crate) struct Limits {
     pub(crate) cols: usize,
     /// Tile rows that are chosen from, where [`Chunk`] does not name them.
     pub(crate) row_tiles: RangeInclusive<usize>,
+    /// Whether tiles of the logit product may be [`WIDE`].
+    pub(crate) wide: bool,
 }
 
 /// What the start and the end of a launch cost, as so many features of a tile's product (about 7 µs on an H200).
 const LAUNCH: usize = 1200;
+
+/// What the waves of a block's logit product cost, in sixteenths of a wave of narrow tiles, and the columns of the tiles for which that is least. `rows`: tile rows.
+pub(crate) fn logit_waves(rows: usize, cols: usize, wide: bool, sms: usize) -> (usize, usize) {
+    let waves = |columns: usize| (rows * cols.div_ceil(columns)).div_ceil(sms);
+    let narrow = (waves(NARROW) * 16, NARROW);
+    if wide { narrow.min((waves(WIDE) * WIDE_COST, WIDE)) } else { narrow }
+}
 
 impl Blocks {
     /// The cheapest blocks within the limits. Every product of a block is a grid of tiles that `sms` SMs work off in waves, each as long as the
     /// product's sum; launches cost their ends. Measured on an H200, this orders block shapes rightly from 4096 × 4096 to one block of all pairs.
     /// `both`: a block gives both gradients, not only that of its rows.
     pub(crate) fn choose(problem: &Problem, chunk: Chunk, limits: &Limits, both: bool, sms: usize) -> Self {
-        let (all_rows, all_cols) = (problem.rows.div_ceil(TILE), problem.cols.div_ceil(TILE));
+        let (all_rows, all_cols) = (problem.rows.div_ceil(TILE), problem.cols.next_multiple_of(TILE));
         let width = problem.dim.div_ceil(TILE);
         // In 128 bits: the cost of the largest problems does not fit 64.
         let cost = |rows: usize, cols: usize| {
             let launch = |tiles: usize, sum: usize| (tiles.div_ceil(sms) * sum + LAUNCH) as u128;
             let block = |rows: usize, cols: usize| {
-                let cols_gradient = if both { launch(cols * width, rows * TILE) } else { 0 };
-                launch(rows * cols, problem.dim) + launch(rows * width, cols * TILE) + cols_gradient
+                let (logits, _) = logit_waves(rows, cols, limits.wide, sms);
+                let cols_gradient = if both { launch(cols.div_ceil(TILE) * width, rows * TILE) } else { 0 };
+                (logits * problem.dim / 16 + LAUNCH) as u128 + launch(rows * width, cols) + cols_gradient
             };
             let (rows_left, cols_left) = (all_rows % rows, all_cols % cols);
             let of_chunk = |rows: usize| {
@@ -71,15 +88,23 @@ impl Blocks {
         };
         let (rows, cols) = row_tiles
             .flat_map(|rows| {
-                let most = (limits.elements / (rows * TILE)).min(limits.cols) / TILE;
-                let parts = all_cols.div_ceil(most.max(1));
-                // Equal parts rather than full ones and a remainder.
-                (parts..parts + 4).map(move |parts| (rows, all_cols.div_ceil(parts)))
+                let most = (limits.elements / (rows * TILE)).min(limits.cols) / TILE * TILE;
+                let parts = all_cols.div_ceil(most.max(TILE));
+                // Equal parts rather than full ones and a remainder, in whole tiles of either width.
+                (parts..parts + 4).flat_map(move |parts| {
+                    let part = all_cols.div_ceil(parts);
+                    let in_wide = part.next_multiple_of(WIDE);
+                    let wide = limits.wide && parts > 1 && in_wide <= most;
+                    [Some(part.next_multiple_of(TILE)), wide.then_some(in_wide)]
+                        .into_iter()
+                        .flatten()
+                        .map(move |cols| (rows, cols))
+                })
             })
             // Of two alike the taller one: the texts' sums, which no cache holds, are added to less often.
             .min_by_key(|&(rows, cols)| (cost(rows, cols), rows * cols, Reverse(rows)))
             .unwrap_or((all_rows, all_cols));
-        Self { rows: rows * TILE, cols: cols * TILE }
+        Self { rows: rows * TILE, cols }
     }
 
     /// Elements of a block, whole tiles.
@@ -133,7 +158,7 @@ mod tests {
     use kernel_core::DType;
 
     fn limits(elements: usize) -> Limits {
-        Limits { elements, cols: usize::MAX, row_tiles: 32..=72 }
+        Limits { elements, cols: usize::MAX, row_tiles: 32..=72, wide: true }
     }
 
     fn problem(rows: usize, cols: usize, dim: usize) -> Problem {
@@ -153,7 +178,7 @@ mod tests {
                         assert!(
                             block.rows > 0 && block.cols > 0 && block.rows <= blocks.rows && block.cols <= blocks.cols
                         );
-                        assert!(block.row % TILE == 0 && block.col % TILE == 0);
+                        assert!(block.row % TILE == 0 && block.col % 64 == 0);
                         assert!(last < Some((block.row, block.col)));
                         last = Some((block.row, block.col));
                         pairs += block.rows as u64 * block.cols as u64;
@@ -199,6 +224,15 @@ mod tests {
         let most = i32::MAX as usize;
         let blocks = Blocks::choose(&problem(most, most, most), Chunk::Auto, &limits(92 << 20), true, 132);
         assert!(blocks.area() <= 92 << 20 && blocks.area() > 46 << 20, "{blocks:?}");
+    }
+
+    #[test]
+    fn tiles_are_wide_where_that_leaves_less_of_the_waves_idle() {
+        let columns = |rows: usize, cols| logit_waves(rows / TILE, cols, true, 132).1;
+        assert_eq!([columns(128, 128), columns(1408, 1536), columns(4096, 4096)], [NARROW; 3]);
+        assert_eq!([columns(1664, 1536), columns(8192, 8192), columns(5632, 16384)], [WIDE; 3]);
+        let chosen = Blocks::choose(&problem(65536, 65536, 768), Chunk::Auto, &limits(5632 * 16384), true, 132);
+        assert_eq!(chosen, Blocks { rows: 8192, cols: 57 * WIDE });
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use kernel_core::{Arch, DType, DeviceInfo};
 
-use crate::blocks::{Blocks, Limits, TILE};
+use crate::blocks::{Blocks, Limits, TILE, logit_waves};
 use crate::error::Result;
 use crate::io::Alignment;
 use crate::kernels::{LogitsPortable, PairsF32, sm90_slots};
@@ -30,8 +30,10 @@ impl Engine {
     /// near 1e-6 for any number of texts.
     fn limits(self, problem: &Problem, low_memory: bool) -> Limits {
         let cols = if self == Engine::F32 { 16384 } else { usize::MAX };
+        // Short launches lose more to their ends with wide tiles: small problems, and low memory, keep to narrow ones (H200: up to 1% of a step).
+        let wide = self == Engine::Sm90 && problem.cols >= 32_768;
         if low_memory {
-            return Limits { elements: 2816 * 4608, cols, row_tiles: 16..=33 };
+            return Limits { elements: 2816 * 4608, cols, row_tiles: 16..=33, wide: false };
         }
         const SM90: usize = 5632 * 16384;
         let (elements, row_tiles) = match self {
@@ -42,7 +44,7 @@ impl Engine {
             Engine::Portable => (4096 * 8192, 72),
             Engine::F32 | Engine::Split => (8192 * 8192, 72),
         };
-        Limits { elements, cols, row_tiles: 32..=row_tiles }
+        Limits { elements, cols, row_tiles: 32..=row_tiles, wide }
     }
 
     pub(crate) fn slots(self, info: &DeviceInfo) -> usize {
@@ -120,6 +122,8 @@ fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Engine> {
 pub(crate) struct Pass {
     pub(crate) problem: Problem,
     pub(crate) blocks: Blocks,
+    /// Of a tile of Hopper's logit product with gradients.
+    pub(crate) logit_columns: usize,
 }
 
 /// All that is decided.
@@ -153,9 +157,11 @@ impl Design {
             Engine::Portable | Engine::F32 => Route::Portable,
         };
         let within = |limits: &Limits| {
-            let pass = |problem: Problem| Pass {
-                problem,
-                blocks: Blocks::choose(&problem, options.chunk, limits, !two_passes, info.sm_count as usize),
+            let pass = |problem: Problem| {
+                let sms = info.sm_count as usize;
+                let blocks = Blocks::choose(&problem, options.chunk, limits, !two_passes, sms);
+                let logit_columns = logit_waves(blocks.rows / TILE, blocks.cols, limits.wide, sms).1;
+                Pass { problem, blocks, logit_columns }
             };
             Self { engine, route, images: pass(*problem), texts: two_passes.then(|| pass(problem.mirrored())) }
         };

@@ -75,7 +75,7 @@ impl Plan {
         let (layout, regions) = Regions::layout(&design, gpu.info());
         let engine = |pass: &Pass| -> Result<Box<dyn Engine>> {
             Ok(match design.engine {
-                Kind::Sm90 => Box::new(Sm90Engine::new(gpu, &pass.problem, pass.blocks, design.route == Route::Fp8)?),
+                Kind::Sm90 => Box::new(Sm90Engine::new(gpu, pass, design.route == Route::Fp8)?),
                 Kind::Portable => Box::new(PortableEngine::new(gpu, &pass.problem)?),
                 Kind::F32 => Box::new(F32Engine::new(gpu, problem.dim)?),
                 Kind::Split => Box::new(SplitEngine::new(gpu, &pass.problem, pass.blocks)?),
@@ -262,7 +262,7 @@ impl Plan {
     /// Texts from the first on whose gradient is summed in the images' pass: all, unless texts have a pass of their own. Then as many as the 16-bit gradient
     /// has room for f32 sums of: half.
     fn summed_texts(&self, d_txt: At) -> usize {
-        let Design { engine, images: Pass { problem, blocks }, .. } = self.design;
+        let Design { engine, images: Pass { problem, blocks, .. }, .. } = self.design;
         if self.design.texts.is_none() {
             return problem.cols;
         }
@@ -277,7 +277,7 @@ impl Plan {
     /// Queues the gradients of the first `rows` texts from their sums, which begin where the gradients do: row by row, each gradient where sums of earlier rows
     /// were. The first ones, which would overwrite their own, by way of `g`.
     fn narrow(&self, call: &Call<'_>, d_txt: At, rows: usize) -> Result<()> {
-        let Pass { problem, blocks } = self.design.images;
+        let Pass { problem, blocks, .. } = self.design.images;
         let sums = |row| At { address: d_txt.row(row, size_of::<f32>()), ..d_txt };
         let mut done = rows.min(blocks.area() / problem.dim);
         if done > 0 {

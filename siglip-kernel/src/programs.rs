@@ -3,6 +3,8 @@
 use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
+use crate::blocks::{NARROW, WIDE};
+
 const HEADERS: &[(&str, &str)] = &[
     ("factor.cuh", include_str!("../cuda/factor.cuh")),
     ("plane_scale.cuh", include_str!("../cuda/plane_scale.cuh")),
@@ -38,8 +40,8 @@ pub(crate) fn logits_cluster(gradient: bool) -> u32 {
     if gradient { 1 } else { 2 }
 }
 
-/// `fp8`: of inputs quantised to e4m3; G is of `dtype` either way.
-pub(crate) fn logits_sm90(dtype: DType, gradient: bool, fp8: bool) -> Variant {
+/// `fp8`: of inputs quantised to e4m3; G is of `dtype` either way. `columns`: of a tile with gradients, 128 or 192; without, they are 128.
+pub(crate) fn logits_sm90(dtype: DType, gradient: bool, fp8: bool, columns: usize) -> Variant {
     Variant {
         program: &LOGITS_SM90,
         entry: "siglip_logits_sm90",
@@ -48,6 +50,7 @@ pub(crate) fn logits_sm90(dtype: DType, gradient: bool, fp8: bool) -> Variant {
             ("OPERAND", if fp8 { "E4M3".to_owned() } else { element(dtype) }),
             ("WITH_GRADIENT", flag(gradient)),
             ("CLUSTER_SIZE", logits_cluster(gradient).to_string()),
+            ("COLUMNS", columns.to_string()),
         ],
         hot: true,
         min_arch: Some("sm_90a"),
@@ -150,7 +153,10 @@ pub fn variants() -> Vec<Variant> {
     for dtype in [DType::F16, DType::Bf16] {
         for on in [false, true] {
             for fp8 in [false, true] {
-                all.push(logits_sm90(dtype, on, fp8));
+                all.push(logits_sm90(dtype, on, fp8, NARROW));
+                if on {
+                    all.push(logits_sm90(dtype, on, fp8, WIDE));
+                }
             }
             for direct in [false, true] {
                 for columns in [128, 192] {

@@ -35,12 +35,17 @@ struct GemmShape {
 };
 
 // A consumer warpgroup's way through the stages of one tile: `multiply(stage, k)` queues a stage's products as one group, `release(stage)` tells that it
-// has been read. Afterwards all products are done.
-template <class Multiply, class Release>
+// has been read. Afterwards all products are done. FIRST_APART: the first stage stands by itself, so that the compiler sees that its products overwrite the sums.
+template <bool FIRST_APART = false, class Multiply, class Release>
 DEV void walk_stages(RingPlace& at, u32 stages, u32 full, u32 k_blocks, const Multiply& multiply, const Release& release) {
   u32 previous = at.stage;
+  if constexpr (FIRST_APART) {
+    mbarrier::wait(full + 8 * at.stage, at.parity);
+    multiply(at.stage, 0);
+    at.next(stages);
+  }
 #pragma unroll 1
-  for (u32 k = 0; k < k_blocks; ++k) {
+  for (u32 k = FIRST_APART; k < k_blocks; ++k) {
     mbarrier::wait(full + 8 * at.stage, at.parity);
     multiply(at.stage, k);
     wgmma::wait<1>();  // the stage before this one has been read
@@ -53,8 +58,9 @@ DEV void walk_stages(RingPlace& at, u32 stages, u32 full, u32 k_blocks, const Mu
 
 // STAGING_BYTES: shared memory that each consumer's epilogue may use. TILE_N: columns of a tile, 128 or, by instructions of 64 x 192, 192: a fifth less
 // traffic through the L2 and a seventh less in shared memory, for 192 accumulators a thread. CONSUMER_REGISTERS: of a thread, up to 240; what is left is the producer's.
+// SUMS_DIE: the epilogue may use the registers of sums it is done with, which else are kept until the next tile overwrites them: for 70 instructions more.
 template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER_ = 1, u32 STAGING_BYTES_ = 16384, u32 TILE_N_ = 128,
-          u32 CONSUMER_REGISTERS = TILE_N_ == 192 ? 240 : 232>
+          u32 CONSUMER_REGISTERS = TILE_N_ == 192 ? 240 : 232, bool SUMS_DIE = false>
 struct Mainloop {
   typedef E_ E;
   static constexpr bool PING_PONG = SCHEDULE == Schedule::PING_PONG, A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
@@ -230,7 +236,8 @@ struct Mainloop {
   }
 
   template <class SourceB, class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
-    const u32 thread = kept(threadIdx.x % WARPGROUP), grid = gridDim.x / CLUSTER;
+    u32 thread = kept(threadIdx.x % WARPGROUP);
+    const u32 grid = gridDim.x / CLUSTER;
     RingPlace at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
     if (PING_PONG && consumer == 1) at.skip(k_blocks, STAGES), t += grid;
@@ -238,6 +245,7 @@ struct Mainloop {
 #pragma unroll 1
     for (; t < order.count(); t += TURNS * grid, ++turns) {
       const TileOrder::Tile tile = order.at(t);
+      if constexpr (SUMS_DIE) thread = kept(threadIdx.x % WARPGROUP);  // not through the epilogue
       if (PING_PONG) {
         mbarrier::wait(turn + 8 * consumer, consumer == 0 ? (turns & 1) ^ 1 : turns & 1);
         // All four warps have seen the turn before one of them passes it on: a warp late from its epilogue could find the barrier two
@@ -245,7 +253,7 @@ struct Mainloop {
         named_barrier(1 + consumer, WARPGROUP);
       }
       at = at.broadcast();
-      walk_stages(
+      walk_stages<SUMS_DIE>(
           at, STAGES, full, k_blocks,
           [&](u32 stage, u32 k) {
             if (PING_PONG && k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));

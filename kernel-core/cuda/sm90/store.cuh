@@ -21,12 +21,13 @@ struct WarpStaging {
   }
   // 16 rows x 64 columns of 16-bit elements, packed in pairs as the accumulators hold them: packed[2 * j + half].
   DEV void write_16bit(u32 to, const u32* packed, u32 lane) const {
-    const u32 row = lane & 15;
 #pragma unroll
-    for (u32 j = 0; j < 4; ++j) {
-      const u32 chunk = j * 2 + (lane >> 4);
-      store_matrix_x4(to + row * 128 + ((chunk ^ (row & 7)) << 4), packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]);
-    }
+    for (u32 j = 0; j < 4; ++j) write_16_columns(to, j, packed + 4 * j, lane);
+  }
+  // Columns 16 * j to 16 * j + 15 of them.
+  DEV void write_16_columns(u32 to, u32 j, const u32* packed, u32 lane) const {
+    const u32 row = lane & 15, chunk = j * 2 + (lane >> 4);
+    store_matrix_x4(to + row * 128 + ((chunk ^ (row & 7)) << 4), packed[0], packed[1], packed[2], packed[3]);
   }
   // Such rows from a buffer to global memory, as whole rows of 128 bytes, without the copy engine: its queue may be long. All lanes together; the buffer
   // is free again afterwards.

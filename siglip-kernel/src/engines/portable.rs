@@ -8,7 +8,7 @@ use crate::blocks::Block;
 use crate::error::Result;
 use crate::kernels::{LogitsPortable, LogitsPortableParams, Operand};
 use crate::problem::Problem;
-use crate::workspace::{CUBLAS_BYTES, gain_log2, padded_dim};
+use crate::workspace::{CUBLAS_BYTES, padded_dim};
 
 pub(crate) struct PortableEngine {
     gemms: Gemms,
@@ -47,7 +47,6 @@ impl Engine for PortableEngine {
             },
             k: padded_dim(&self.problem) as u32,
             first: u32::from(call.opens(block)),
-            gain_log2: gain_log2(self.problem.dtype),
             diagonal: call.diagonal(block),
             g: call.g.address,
             g_stride: call.g.row_stride as u64,

@@ -6,18 +6,20 @@ use kernel_core::{Error, Gpu, LastMaps, MapType, TensorMap};
 
 use super::gemms::Gemms;
 use super::{At, Call, Engine};
-use crate::blocks::{Block, Blocks};
-use crate::design::{Engine as Kind, Gradient};
+use crate::blocks::{Block, Blocks, NARROW, WIDE};
+use crate::design::{Engine as Kind, Gradient, Pass};
 use crate::error::Result;
 use crate::kernels::{
     GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8, QuantizeParams, QuantizeSide,
 };
 use crate::problem::Problem;
 use crate::programs::logits_cluster;
-use crate::workspace::{gain_log2, padded_dim};
+use crate::workspace::padded_dim;
 
 /// Tile rows that a band of the tile order spans.
 const LOGITS_BAND: u32 = 22;
+/// The same with wide tiles: 1 to 2% of a whole step less than with 22.
+const WIDE_LOGITS_BAND: u32 = 88;
 const GRADIENT_BAND: u32 = 4;
 
 pub(crate) struct Sm90Engine {
@@ -36,6 +38,8 @@ pub(crate) struct Sm90Engine {
 /// A logit kernel, and the maps of images and texts as it reads them.
 struct Logits {
     kernel: LogitsSm90,
+    /// Of a tile.
+    columns: usize,
     maps: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
 }
 
@@ -95,16 +99,17 @@ impl Product {
 }
 
 impl Sm90Engine {
-    pub(crate) fn new(gpu: &Gpu, problem: &Problem, blocks: Blocks, fp8: bool) -> Result<Self> {
+    pub(crate) fn new(gpu: &Gpu, pass: &Pass, fp8: bool) -> Result<Self> {
+        let Pass { ref problem, blocks, logit_columns } = *pass;
         let dtype = problem.dtype;
         let gradients = Kind::Sm90.gradients(problem, blocks);
-        let logits = |gradient| -> Result<Logits> {
-            Ok(Logits { kernel: LogitsSm90::new(gpu, dtype, gradient, fp8)?, maps: LastMaps::new() })
+        let logits = |gradient, columns| -> Result<Logits> {
+            Ok(Logits { kernel: LogitsSm90::new(gpu, dtype, gradient, fp8, columns)?, columns, maps: LastMaps::new() })
         };
         Ok(Self {
             quantize: fp8.then(|| QuantizeFp8::new(gpu, dtype)).transpose()?,
-            loss: logits(false)?,
-            loss_and_gradient: logits(true)?,
+            loss: logits(false, NARROW)?,
+            loss_and_gradient: logits(true, logit_columns)?,
             store_g: LastMaps::new(),
             products: Products::new(gpu, problem, blocks, gradients)?,
             gradients,
@@ -161,17 +166,12 @@ impl Engine for Sm90Engine {
         let params = LogitsParams {
             log_temp: call.log_temp,
             bias: call.bias,
-            gain_log2: gain_log2(self.problem.dtype),
             first: u32::from(call.opens(block)),
             diagonal: call.diagonal(block),
             sums: call.sums,
             exponents: call.fp8.exponents,
             positives: call.fp8.positives + (block.row * size_of::<f32>()) as u64,
         };
-        let band = LOGITS_BAND.min(block.rows.div_ceil(TILE) as u32);
-        let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, band)
-            .with_a_origin(block.row, 0)
-            .with_b_origin(block.col, 0);
         let Problem { rows, cols, .. } = self.problem;
         let quantised = |at: At, rows| matrix(at, MapType::U8, rows, padded_dim(&self.problem));
         let (img, txt) = match &self.quantize {
@@ -180,8 +180,13 @@ impl Engine for Sm90Engine {
         };
         let g = self.g(call);
         let logits = if call.gradient { &mut self.loss_and_gradient } else { &mut self.loss };
-        let share = logits_cluster(call.gradient) as usize;
-        let [img, txt] = logits.maps.of([img, txt], || Ok::<_, Error>([img.k_major(1)?, txt.k_major(share)?]))?;
+        let band = if logits.columns == WIDE { WIDE_LOGITS_BAND } else { LOGITS_BAND };
+        let shape =
+            GemmShape::new(block.rows, block.cols, self.problem.dim, band.min(block.rows.div_ceil(TILE) as u32))
+                .with_a_origin(block.row, 0)
+                .with_b_origin(block.col, 0);
+        let of_txt = logits.columns / logits_cluster(call.gradient) as usize;
+        let [img, txt] = logits.maps.of([img, txt], || Ok::<_, Error>([img.k_major(1)?, txt.k_major_rows(of_txt)?]))?;
         // Without gradients there is no G, and the kernel follows no map of it: any will do.
         let g = if call.gradient { self.store_g.of(g, || g.warp_store())? } else { img };
         // SAFETY: the maps are of the call's live memory; `sums` has a slot for every warp.

@@ -35,7 +35,6 @@ pub(crate) struct LogitsPortableParams {
     /// Features, padded to a multiple of 8.
     pub(crate) k: u32,
     pub(crate) first: u32,
-    pub(crate) gain_log2: f32,
     pub(crate) diagonal: i64,
     pub(crate) g: u64,
     pub(crate) g_stride: u64,

@@ -1,7 +1,7 @@
 //! `cuda/logits_sm90.cu`: the logit GEMM on Hopper with the pair loss and its gradient in the epilogue.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::sm90::{CONSUMER_WARPS, GemmShape, launch_config};
+use kernel_core::sm90::{CONSUMER_WARPS, GemmShape, TILE, launch_config};
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, ScalarArg, TensorMap};
 
 use super::load;
@@ -14,7 +14,6 @@ use crate::programs;
 pub(crate) struct LogitsParams {
     pub(crate) log_temp: ScalarArg,
     pub(crate) bias: ScalarArg,
-    pub(crate) gain_log2: f32,
     /// 1: this launch opens the sums.
     pub(crate) first: u32,
     /// Column minus row of a positive pair, relative to the block.
@@ -31,13 +30,14 @@ unsafe impl KernelArg for LogitsParams {}
 pub(crate) struct LogitsSm90 {
     kernel: Kernel,
     cluster: u32,
+    tile: [usize; 2],
 }
 
 impl LogitsSm90 {
-    /// `fp8`: the operands are e4m3.
-    pub(crate) fn new(gpu: &Gpu, dtype: DType, gradient: bool, fp8: bool) -> Result<Self> {
-        let kernel = load(gpu, &programs::logits_sm90(dtype, gradient, fp8))?;
-        Ok(Self { kernel, cluster: programs::logits_cluster(gradient) })
+    /// `fp8`: the operands are e4m3. `columns`: of a tile.
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, gradient: bool, fp8: bool, columns: usize) -> Result<Self> {
+        let kernel = load(gpu, &programs::logits_sm90(dtype, gradient, fp8, columns))?;
+        Ok(Self { kernel, cluster: programs::logits_cluster(gradient), tile: [TILE, columns] })
     }
 
     /// Gives the number of slots it writes.
@@ -52,7 +52,7 @@ impl LogitsSm90 {
         shape: GemmShape,
         params: LogitsParams,
     ) -> Result<usize> {
-        let config = launch_config(info, shape.tiles(), self.cluster);
+        let config = launch_config(info, shape.tiles_of(self.tile), self.cluster);
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         unsafe { self.kernel.launch(stream, &config, &[img, txt, g, &shape, &params]) }?;
         Ok(config.grid[0] as usize * CONSUMER_WARPS)

@@ -3,7 +3,7 @@
 use siglip_kernel::cpu::Element;
 use siglip_kernel::{Chunk, Options, Positives, Route};
 
-use crate::case::Case;
+use crate::case::{Case, WIDE_TILES};
 use crate::compare::check_unit;
 use crate::support::{gpu, per_dtype};
 
@@ -85,6 +85,17 @@ fn column_blocks<T: Element>() {
     check_unit::<T>([Case { batch: 1000, upstream: 100.0, ..case }]);
 }
 
+/// Logits of every size on tiles of 192 columns, with the diagonal in several places.
+fn wide_logit_tiles<T: Element>() {
+    let [rows, cols] = WIDE_TILES;
+    // Strong pairs of 40,000 texts add up: no loss scale, or f16 has no room for the sums.
+    let cases = [(-10.0, 0, LOSS_SCALE), (-4.5, 20_000, LOSS_SCALE), (-2.0, -299, 16.0), (2.0, 1 << 40, 16.0)];
+    check_unit::<T>(cases.map(|(bias, offset, upstream)| {
+        let positives = Positives::Diagonal { offset };
+        Case { bias, positives, upstream, ..Case::new(rows, cols, 24) }
+    }));
+}
+
 fn strides<T: Element>() {
     let gaps = [(8, 0), (0, 8), (16, 24), (8, 16)];
     let aligned = gaps.map(|(input_gap, output_gap)| Case { input_gap, output_gap, ..Case::new(200, 150, 40) });
@@ -129,4 +140,15 @@ fn zero_upstream<T: Element>() {
     check_unit::<T>([Case { upstream: 0.0, ..Case::new(130, 200, 24) }]);
 }
 
-per_dtype!(shapes, offsets, chunks, workspaces, wide_tiles, column_blocks, strides, scalars, zero_upstream);
+per_dtype!(
+    shapes,
+    offsets,
+    chunks,
+    workspaces,
+    wide_tiles,
+    wide_logit_tiles,
+    column_blocks,
+    strides,
+    scalars,
+    zero_upstream
+);

@@ -3,7 +3,7 @@
 use siglip_kernel::cpu::Element;
 use siglip_kernel::{Options, Plan, Positives};
 
-use crate::case::{Case, Device, Host};
+use crate::case::{Case, Device, Host, WIDE_TILES};
 use crate::compare::check;
 use crate::support::{gpu, noise, per_dtype, rounded, routes, wide};
 
@@ -18,8 +18,9 @@ fn huge_logits<T: Element>() {
 
 /// Logits over -40..40, with biases on both sides.
 fn wide_logits<T: Element>() {
-    check::<T>([-10.0, 0.0, 10.0].map(|bias| {
-        let case = Case { log_temp: (40.0f32 / 48.0).ln(), bias, ..Case::new(300, 270, 48) };
+    let sizes = [[300, 270], [300, 270], [300, 270], WIDE_TILES];
+    check::<T>([-10.0, 0.0, 10.0, -10.0].into_iter().zip(sizes).map(|(bias, [rows, cols])| {
+        let case = Case { log_temp: (40.0f32 / 48.0).ln(), bias, ..Case::new(rows, cols, 48) };
         (case, Host::collinear(&case, 1.0, 0.0, 7))
     }));
 }
@@ -115,15 +116,16 @@ fn zero_rows<T: Element>() {
 /// A NaN or an infinity anywhere in the inputs reaches the loss, by both calls and every route.
 fn no_numbers_reach_the_loss<T: Element>() {
     let Some(gpu) = gpu() else { return };
-    for route in routes::<T>(&gpu) {
-        let case = Case { options: Options { route: *route, ..Options::default() }, ..Case::new(300, 270, 40) };
+    let sizes = [[300, 270], WIDE_TILES];
+    for (route, [rows, cols]) in routes::<T>(&gpu).iter().flat_map(|route| sizes.map(|size| (route, size))) {
+        let case = Case { options: Options { route: *route, ..Options::default() }, ..Case::new(rows, cols, 40) };
         let clean = Host::<T>::unit(&case, 23);
         let mut plan = Plan::new(&gpu, case.problem::<T>(), case.options).unwrap();
         for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for (side, row) in [(0, 0), (0, 150), (0, 299), (1, 0), (1, 150), (1, 269)] {
+            for (side, row) in [(0, 0), (0, 150), (0, rows - 1), (1, 0), (1, 150), (1, cols - 1)] {
                 let mut host = clean.clone();
-                let rows = if side == 0 { &mut host.img } else { &mut host.txt };
-                rows[row * case.dim + 3] = rounded(value);
+                let side_rows = if side == 0 { &mut host.img } else { &mut host.txt };
+                side_rows[row * case.dim + 3] = rounded(value);
                 let step = Device::new(&gpu, case, &host).run(&gpu, &mut plan, &host).unwrap();
                 for (call, loss) in [("forward", step.forward), ("step", step.loss)] {
                     let reached = if value.is_nan() { loss.is_nan() } else { !loss.is_finite() };

@@ -4,7 +4,7 @@ use siglip_kernel::cpu::Element;
 use siglip_kernel::kernel_core::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use siglip_kernel::{Chunk, Gpu, Options, Plan, Positives, workspace_bytes};
 
-use crate::case::{Case, Device, Host, Step};
+use crate::case::{Case, Device, Host, Step, WIDE_TILES};
 use crate::support::{gpu, gpu_without_events, per_dtype, rounded, routes};
 
 /// Several blocks, edges everywhere.
@@ -24,8 +24,9 @@ fn fresh<T: Element>(gpu: &Gpu, plan: &mut Plan, case: Case, host: &Host<T>) -> 
 
 fn calls_and_plans<T: Element>() {
     let Some(gpu) = gpu() else { return };
-    for route in routes::<T>(&gpu) {
-        let case = case(*route);
+    let [rows, cols] = WIDE_TILES;
+    let wide = |route| Case { options: Options { route, chunk: Chunk::Auto }, rows, cols, ..case(route) };
+    for (route, case) in routes::<T>(&gpu).iter().flat_map(|route| [(route, case(*route)), (route, wide(*route))]) {
         let host = Host::<T>::unit(&case, 3);
         let mut first = plan::<T>(&gpu, &case);
         let expected = fresh(&gpu, &mut first, case, &host).bits();
