@@ -3,6 +3,7 @@
 mod gemm;
 mod graph;
 mod launch;
+mod mainloop;
 mod memory;
 mod programs;
 mod support;

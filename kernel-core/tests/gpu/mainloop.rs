@@ -1,0 +1,169 @@
+//! The Hopper mainloop by itself: both schedules, clusters, every layout and width, against exact sums of small integers.
+
+use half::bf16;
+use kernel_core::compile::{CubinCache, compile_in};
+use kernel_core::cudarc::driver::DevicePtr;
+use kernel_core::sm90::{GemmShape, MatrixAt, launch_config};
+use kernel_core::{Arch, Error, LaunchConfig, MapType, Program, Result, TensorMap};
+
+use crate::support::{hopper, noise, skip};
+
+static MAINLOOP: Program = Program {
+    name: "kernel-core-tests-mainloop",
+    source: r#"
+#include "sm90/mainloop.cuh"
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+typedef Mainloop<ELEMENT, Major::A_LAYOUT, Major::B_LAYOUT, Schedule::FORM, CLUSTER_SIZE, 0, COLUMNS> Loop;
+
+struct Store {
+  float* out;
+  const GemmShape& shape;
+  u32 warp, lane;
+  DEV void begin() {}
+  DEV void tile(float (&acc)[COLUMNS], u32 m0, u32 n0, u32) {
+#pragma unroll
+    for (u32 i = 0; i < COLUMNS; ++i) {
+      const u32 half = i / (COLUMNS / 2), row = m0 + half * 64 + warp * 16 + lane / 4 + i % 4 / 2 * 8;
+      const u32 column = n0 + i % (COLUMNS / 2) / 4 * 8 + lane % 4 * 2 + i % 2;
+      if (row < shape.m && column < shape.n) out[(u64)row * shape.n + column] = acc[i];
+    }
+  }
+  DEV void finish() {}
+};
+
+KERNEL __launch_bounds__(Loop::THREADS, 1) __cluster_dims__(CLUSTER_SIZE, 1, 1)
+product(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ GemmShape shape, float* out) {
+  extern __shared__ __align__(1024) u8 shared[];
+  Store store = {out, shape, threadIdx.x / WARP % 4, threadIdx.x % WARP};
+  Loop(shared).run(a, b, shape, store);
+}
+#endif
+"#,
+    headers: &[],
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Schedule {
+    PingPong,
+    Cooperative,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    dtype: MapType,
+    /// Whether M (N) is contiguous, not K.
+    a_mn: bool,
+    b_mn: bool,
+    schedule: Schedule,
+    cluster: u32,
+    columns: usize,
+}
+
+const CASES: &[Case] = &[
+    case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 128),
+    case(MapType::Bf16, [true, true], Schedule::PingPong, 1, 128),
+    case(MapType::Bf16, [false, true], Schedule::PingPong, 2, 128),
+    case(MapType::Bf16, [false, false], Schedule::PingPong, 2, 192),
+    case(MapType::Bf16, [true, true], Schedule::PingPong, 1, 192),
+    case(MapType::U8, [false, false], Schedule::PingPong, 2, 128),
+    case(MapType::Bf16, [false, true], Schedule::Cooperative, 1, 128),
+    case(MapType::Bf16, [true, false], Schedule::Cooperative, 2, 128),
+    case(MapType::U8, [false, false], Schedule::Cooperative, 1, 128),
+];
+
+/// `U8` stands for e4m3.
+const fn case(dtype: MapType, [a_mn, b_mn]: [bool; 2], schedule: Schedule, cluster: u32, columns: usize) -> Case {
+    Case { dtype, a_mn, b_mn, schedule, cluster, columns }
+}
+
+impl Case {
+    fn defines(&self) -> Vec<(&'static str, String)> {
+        let major = |mn| if mn { "MN" } else { "K" }.to_owned();
+        vec![
+            ("ELEMENT", if self.dtype == MapType::U8 { "E4M3" } else { "BF16" }.to_owned()),
+            ("A_LAYOUT", major(self.a_mn)),
+            ("B_LAYOUT", major(self.b_mn)),
+            ("FORM", if self.schedule == Schedule::PingPong { "PING_PONG" } else { "COOPERATIVE" }.to_owned()),
+            ("CLUSTER_SIZE", self.cluster.to_string()),
+            ("COLUMNS", self.columns.to_string()),
+        ]
+    }
+
+    /// The bytes of an operand whose element (i, k) is `value(i, k)`, -2 to 2, and its shape and row stride in memory.
+    fn operand(&self, mn: bool, extent: usize, k: usize, value: impl Fn(usize, usize) -> i32) -> (Vec<u8>, [usize; 3]) {
+        let [rows, cols] = if mn { [k, extent] } else { [extent, k] };
+        let stride = cols.next_multiple_of(16);
+        let mut bytes = Vec::new();
+        for (row, col) in (0..rows).flat_map(|row| (0..stride).map(move |col| (row, col))) {
+            // What lies between two rows must not be read.
+            let x = if col >= cols {
+                2
+            } else if mn {
+                value(col, row)
+            } else {
+                value(row, col)
+            };
+            match self.dtype {
+                MapType::U8 => bytes.push([0xc0u8, 0xb8, 0x00, 0x38, 0x40][(x + 2) as usize]),
+                _ => bytes.extend(bf16::from_f32(x as f32).to_bits().to_le_bytes()),
+            }
+        }
+        (bytes, [rows, cols, stride])
+    }
+
+    fn map(&self, address: u64, [rows, cols, row_stride]: [usize; 3], mn: bool, box_rows: usize) -> Result<TensorMap> {
+        let matrix = MatrixAt { address, dtype: self.dtype, rows, cols, row_stride };
+        if mn { matrix.mn_major() } else { matrix.k_major_rows(box_rows) }
+    }
+}
+
+#[test]
+fn every_form_compiles_without_a_gpu() {
+    for case in CASES {
+        match compile_in(&CubinCache::disabled(), &MAINLOOP, &Arch::parse("sm_90a").unwrap(), &case.defines()) {
+            Ok(cubin) => assert!(cubin.image.starts_with(b"\x7fELF")),
+            Err(error @ Error::MissingLibrary { .. }) => return skip(&format!("no NVRTC ({error})")),
+            Err(error) => panic!("{case:?}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn every_form_multiplies_exactly() {
+    let Some(gpu) = hopper() else { return };
+    if gpu.info().compute_capability != (9, 0) {
+        return eprintln!("skipped: needs compute capability 9.0, found {:?}", gpu.info().compute_capability);
+    }
+    // Edges in all directions; with four blocks each has several tiles, and the ring goes round.
+    let (m, n, k) = (700, 600, 1000);
+    let numbers: Vec<i32> = noise((m + n) * k, 5).into_iter().map(|x| (x * 2.5).round() as i32).collect();
+    let (a_at, b_at) =
+        (|i: usize, k_at: usize| numbers[i * k + k_at], |j: usize, k_at: usize| numbers[(m + j) * k + k_at]);
+    let expected: Vec<f32> =
+        (0..m * n).map(|i| (0..k).map(|k_at| a_at(i / n, k_at) * b_at(i % n, k_at)).sum::<i32>() as f32).collect();
+    for case in CASES {
+        let kernel = match gpu.kernel(&MAINLOOP, "product", &case.defines()) {
+            Ok(kernel) => kernel,
+            Err(error @ Error::MissingLibrary { .. }) => return skip(&format!("no NVRTC ({error})")),
+            Err(error) => panic!("{case:?}: {error}"),
+        };
+        let (a, a_shape) = case.operand(case.a_mn, m, k, a_at);
+        let (b, b_shape) = case.operand(case.b_mn, n, k, b_at);
+        let (a, b) = (gpu.upload(&a).unwrap(), gpu.upload(&b).unwrap());
+        let out = gpu.upload(&vec![f32::NAN; m * n]).unwrap();
+        {
+            let (a, _a) = a.device_ptr(gpu.stream());
+            let (b, _b) = b.device_ptr(gpu.stream());
+            let (to, _to) = out.device_ptr(gpu.stream());
+            let map_a = case.map(a, a_shape, case.a_mn, 128).unwrap();
+            let map_b = case.map(b, b_shape, case.b_mn, case.columns / case.cluster as usize).unwrap();
+            let shape = GemmShape::new(m, n, k, 2);
+            let config = LaunchConfig { grid: [4, 1, 1], ..launch_config(gpu.info(), 4, case.cluster) };
+            // SAFETY: the maps describe the two operands, `out` holds m * n sums, and all outlive the launch.
+            unsafe { kernel.launch(gpu.stream(), &config, &[&map_a, &map_b, &shape, &to]).unwrap() };
+        }
+        for (i, (found, expected)) in gpu.download(&out).unwrap().iter().zip(&expected).enumerate() {
+            assert_eq!(found, expected, "{case:?}: row {}, column {}", i / n, i % n);
+        }
+    }
+}
