@@ -52,7 +52,8 @@ constexpr u32 MAX_WARPGROUPS = 3, MAX_SLOTS = 32;
 // Of a slot by a consumer: by one thread when only the tensor cores have read it, else by each warp.
 constexpr u32 RELEASES = NORMALIZED ? WARPGROUP / WARP : 1;
 
-// What the producer says of a tile: how many tokens in bits 0 .. 7, whether it is two, three or four quarters wide, flags, the first token.
+// What the producer says of a tile: how many tokens in bits 0 .. 7, whether it is two, three or four quarters wide, flags, the first token
+// (in 16 bits: MAX_DOC_TOKENS of the launcher).
 constexpr u32 TOKENS_MASK = 0xff, TWO = 1u << 8, THREE = 1u << 9, FOUR = 1u << 10, LAST_TILE = 1u << 11, MASKED = 1u << 12, NEW_QUERIES = 1u << 13,
               STOP = 1u << 14, NO_TOKENS = 1u << 15, FIRST_SHIFT = 16;
 static_assert(FULL <= TOKENS_MASK, "a tile's tokens fit their bits");

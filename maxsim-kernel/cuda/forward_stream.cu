@@ -139,20 +139,6 @@ template <bool ALL> DEV void take(Found<ROW_PIECES>& found, const float (&acc)[G
       for (u32 r = 0; r < 2 * ROW_PIECES; ++r) found.take(r, acc[g][r / 2][r % 2 * 2 + e], token + (int)column, counts);
     }
 }
-// What was found goes to `piece`, and the search begins anew.
-DEV void write(Found<ROW_PIECES>& found, Piece& piece) {
-#pragma unroll
-  for (u32 r = 0; r < 2 * ROW_PIECES; ++r) {
-    const Best best = found.of_quad(r);
-    const u32 row = r * 8 + threadIdx.x % WARP / 4;
-    if (threadIdx.x % 4 == 0) {
-      piece.best[row] = best.value;
-      if constexpr (WITH_ARGMAX) piece.index[row] = best.index;
-    }
-  }
-  found.clear();
-  __syncwarp();
-}
 
 // Query rows as left operands: of a pair of steps and a piece two fragments, those of the first and the last four elements of each lane's eight.
 struct Fragments {

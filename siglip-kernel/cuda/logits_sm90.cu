@@ -111,11 +111,11 @@ struct LogitsEpilogue {
     sums.faint = faint;
   }
   // 16 rows and 64 columns of each of the buffers from `from` on.
-  template <u32 BUFFERS> DEV void store(u32 from, u32 row, u32 column, const WarpStaging& stage) const {
+  template <u32 COUNT> DEV void store(u32 from, u32 row, u32 column, const WarpStaging& stage) const {
     stage.publish();
     if (lane == 0) {
 #pragma unroll
-      for (u32 i = 0; i < BUFFERS; ++i) tma::store_2d(map_g, from + i * 8192, (int)(column + i * 64), (int)row);
+      for (u32 i = 0; i < COUNT; ++i) tma::store_2d(map_g, from + i * 8192, (int)(column + i * 64), (int)row);
       tma::commit();
     }
   }

@@ -5,10 +5,11 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::problem::{Chunk, Problem};
 
-/// Rows and columns of tiles are multiples of this.
+/// Rows of tiles, and columns of all but [`WIDE`] ones.
 pub(crate) const TILE: usize = 128;
 
-/// Columns of a tile of Hopper's logit product: always without gradients, and with them where wide tiles leave more of the last wave idle.
+/// Columns of a tile of Hopper's logit product: always without gradients, and with them where wide tiles leave more of the last wave idle, in low memory,
+/// and for few texts.
 pub(crate) const NARROW: usize = TILE;
 /// Columns of a wide tile. Operands and G together are what bounds the product, and it moves a sixth less of them.
 pub(crate) const WIDE: usize = 192;

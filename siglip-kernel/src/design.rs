@@ -22,7 +22,7 @@ pub(crate) enum Engine {
 
 impl Engine {
     /// What bounds the blocks of a route; among those that fit, [`Blocks::choose`] takes the cheapest. `Sm90`: 185 MB of G keep the step of
-    /// B = 65,536 in 0.62 GB above its inputs; half as much loses 6 to 14%, and blocks small enough for L2 lose 15% in the ends of their
+    /// B = 65,536 in 0.61 GB above its inputs; half as much loses 6 to 14%, and blocks small enough for L2 lose 15% in the ends of their
     /// launches (H200). Larger problems gain 3% with larger blocks: up to 7/8 of the texts' f32 sums, and up to four times as large.
     /// The others spend more time per block and take less. `low_memory`: a block of 26 MB in 16 bits.
     ///
@@ -30,7 +30,7 @@ impl Engine {
     /// near 1e-6 for any number of texts.
     fn limits(self, problem: &Problem, low_memory: bool) -> Limits {
         let cols = if self == Engine::F32 { 16384 } else { usize::MAX };
-        // Short launches lose more to their ends with wide tiles: small problems, and low memory, keep to narrow ones (H200: up to 1% of a step).
+        // Short launches lose more to their ends with wide tiles: small problems, and low memory, keep to narrow ones (H200: up to 2% of a step).
         let wide = self == Engine::Sm90 && problem.cols >= 32_768;
         if low_memory {
             return Limits { elements: 2816 * 4608, cols, row_tiles: 16..=33, wide: false };

@@ -1,4 +1,5 @@
-// Warpgroup matrix multiply (sm_90a). Operands in shared memory are described by 64-bit descriptors over tiles in 128-byte swizzle.
+// Warpgroup matrix multiply (sm_90a). Operands in shared memory are described by 64-bit descriptors over tiles in 128-byte swizzle,
+// or 64-byte where said.
 #pragma once
 #include "base.cuh"
 #include "element.cuh"

@@ -1,9 +1,9 @@
 // The Hopper GEMM mainloop: persistent and warp-specialised.
 //
-// One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each compute 128 x 128 outputs:
-//   PING_PONG    each owns a whole tile of 128 x 128, and they take turns on the tensor cores, so that one's epilogue runs under the other's
+// One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each compute 128 x TILE_N outputs:
+//   PING_PONG    each owns a whole tile of 128 x TILE_N, and they take turns on the tensor cores, so that one's epilogue runs under the other's
 //                mainloop: for short K or a long epilogue;
-//   COOPERATIVE  they share a tile of 256 x 128, upper and lower half: a quarter less traffic into shared memory, the epilogue exposed: for long K.
+//   COOPERATIVE  they share a tile of 256 x TILE_N, upper and lower half: a quarter less traffic into shared memory, the epilogue exposed: for long K.
 // What happens to a finished tile is the Epilogue's business:
 //
 //   struct Epilogue {
@@ -12,7 +12,7 @@
 //     DEV void finish();                                              // once, after the consumer's last tile
 //   };
 //
-// Accumulators of a thread: acc[64 * half + 4 * j + e] is row 64 * half + 16 * warp + lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2.
+// Accumulators of a thread: acc[TILE_N / 2 * half + 4 * j + e] is row 64 * half + 16 * warp + lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2.
 #pragma once
 #include "base.cuh"
 #include "ptx/barrier.cuh"
@@ -56,8 +56,8 @@ DEV void walk_stages(RingPlace& at, u32 stages, u32 full, u32 k_blocks, const Mu
   release(previous);
 }
 
-// STAGING_BYTES: shared memory that each consumer's epilogue may use. TILE_N: columns of a tile, 128 or, by instructions of 64 x 192, 192: a fifth less
-// traffic through the L2 and a seventh less in shared memory, for 192 accumulators a thread. CONSUMER_REGISTERS: of a thread, up to 240; what is left is the producer's.
+// STAGING_BYTES: shared memory that each consumer's epilogue may use. TILE_N: columns of a tile, 128 or, by instructions of 64 x 192, 192: a sixth less
+// traffic through the L2 (in clusters of 2 a fifth) and a seventh less in shared memory, for 192 accumulators a thread. CONSUMER_REGISTERS: of a thread, up to 240; what is left is the producer's.
 // SUMS_DIE: the epilogue may use the registers of sums it is done with, which else are kept until the next tile overwrites them: for 70 instructions more.
 template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER_ = 1, u32 STAGING_BYTES_ = 16384, u32 TILE_N_ = 128,
           u32 CONSUMER_REGISTERS = TILE_N_ == 192 ? 240 : 232, bool SUMS_DIE = false>
@@ -88,7 +88,7 @@ struct Mainloop {
     turn = empty + 8 * STAGES;
   }
 
-  // Where a tile's B comes from: `load` brings one stage of 128 rows (or columns) from n on; OUTPUT_N is how far n moves from tile to tile. All
+  // Where a tile's B comes from: `load` brings one stage of TILE_N rows (or columns) from n on; OUTPUT_N is how far n moves from tile to tile. All
   // CTAs of a cluster share B: each loads its part and multicasts it.
   static_assert(CLUSTER <= 2, "B is shared by two CTAs at most");
   static constexpr u16 EVERYONE = (1 << CLUSTER) - 1;
@@ -107,7 +107,7 @@ struct Mainloop {
       }
     }
   };
-  // BOX columns of one matrix beside the same of another, and so on: of every BOX accumulators of a half, the first are the first matrix' and as many
+  // BOX columns of one matrix beside the same of another, and so on: of every BOX accumulators of a half, the first BOX / 2 are the first matrix' and as many
   // the second's, for the same elements. Boxes of BOX x 64 for either major: 64, or 32, which three times make 96 (in 64-byte swizzle where N is
   // contiguous).
   struct TwoMatrices {

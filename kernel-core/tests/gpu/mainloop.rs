@@ -1,10 +1,10 @@
-//! The Hopper mainloop by itself: both schedules, clusters, every layout and width, against exact sums of small integers.
+//! The Hopper mainloop by itself: both schedules, clusters, the layouts and widths, against exact sums of small integers.
 
 use half::bf16;
 use kernel_core::compile::{CubinCache, compile_in};
 use kernel_core::cudarc::driver::DevicePtr;
 use kernel_core::sm90::{GemmShape, MatrixAt, launch_config};
-use kernel_core::{Arch, Error, LaunchConfig, MapType, Program, Result, TensorMap};
+use kernel_core::{Arch, Error, MapType, Program, Result, TensorMap};
 
 use crate::support::{hopper, noise, skip};
 
@@ -158,7 +158,7 @@ fn every_form_multiplies_exactly() {
             let map_a = case.map(a, a_shape, case.a_mn, 128).unwrap();
             let map_b = case.map(b, b_shape, case.b_mn, case.columns / case.cluster as usize).unwrap();
             let shape = GemmShape::new(m, n, k, 2);
-            let config = LaunchConfig { grid: [4, 1, 1], ..launch_config(gpu.info(), 4, case.cluster) };
+            let config = launch_config(gpu.info(), 4, case.cluster);
             // SAFETY: the maps describe the two operands, `out` holds m * n sums, and all outlive the launch.
             unsafe { kernel.launch(gpu.stream(), &config, &[&map_a, &map_b, &shape, &to]).unwrap() };
         }

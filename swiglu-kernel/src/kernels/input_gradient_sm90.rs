@@ -56,22 +56,11 @@ impl InputGradientCall {
     }
 }
 
-/// The fewest rows of a tile: no tile has counters of more tile rows.
-const LEAST_ROWS: usize = {
-    let (mut least, mut i) = (TILES[0][0], 1);
-    while i < TILES.len() {
-        if TILES[i][0] < least {
-            least = TILES[i][0];
-        }
-        i += 1;
-    }
-    least
-};
-
 /// Bytes of the kernel's counters, which must be zero before its first launch.
 pub(crate) fn progress_bytes(problem: &Problem) -> usize {
     let chunks = problem.outputs.div_ceil(CHUNK).next_multiple_of(4);
-    (COUNTERS + problem.rows.div_ceil(LEAST_ROWS) * chunks) * size_of::<u32>()
+    let tile_rows = TILES.iter().map(|[rows, _]| problem.rows.div_ceil(*rows)).max().unwrap_or(0);
+    (COUNTERS + tile_rows * chunks) * size_of::<u32>()
 }
 
 /// Clusters of tiles that cover dx.

@@ -21,7 +21,7 @@ pub(crate) trait Contender {
 /// How much is run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
-    /// Every contender runs once a round.
+    /// In each every contender runs its repetitions, in turns of at most [`TURN`].
     pub(crate) rounds: usize,
     /// Milliseconds of runs that a contender is given in a round.
     pub(crate) budget_ms: f64,
