@@ -14,7 +14,6 @@
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #include "sm90/mainloop.cuh"
-#include "wgmma_wide.cuh"
 
 struct InputGradientParams {
   const u16 *gate, *up;  // pre-activations [rows, outputs], rows `stride` elements apart
@@ -300,7 +299,7 @@ struct InputGradient {
             const u64 db = B_MN ? wgmma::descriptor_mn_major(from_b, BOX_BYTES) : wgmma::descriptor_k_major(from_b);
             wgmma::fence();
 #pragma unroll
-            for (u32 i = 0; i < 4; ++i) wgmma::wide<E, B_MN>(acc, da + i * 2, db + i * (B_MN ? 2048 >> 4 : 32 >> 4), k != 0 || i != 0);
+            for (u32 i = 0; i < 4; ++i) wgmma::m64<TILE_N, E, 0, false, B_MN>(acc, da + i * 2, db + i * (B_MN ? 2048 >> 4 : 32 >> 4), k != 0 || i != 0);
             wgmma::commit();
           },
           [&](u32 stage) { release(stage, thread); });

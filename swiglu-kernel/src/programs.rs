@@ -12,7 +12,6 @@ const HEADERS: &[(&str, &str)] = &[
     ("decode.cuh", include_str!("../cuda/decode.cuh")),
     ("gate.cuh", include_str!("../cuda/gate.cuh")),
     ("vector.cuh", include_str!("../cuda/vector.cuh")),
-    ("wgmma_wide.cuh", include_str!("../cuda/wgmma_wide.cuh")),
 ];
 
 macro_rules! program {

@@ -34,65 +34,57 @@ template <u32 N> DEV void tie(float (&d)[N]) {
 #define ACC_64(d, i)                                                                                             \
   ACC_8(d, (i)), ACC_8(d, (i) + 8), ACC_8(d, (i) + 16), ACC_8(d, (i) + 24), ACC_8(d, (i) + 32), ACC_8(d, (i) + 40), \
       ACC_8(d, (i) + 48), ACC_8(d, (i) + 56)
-#define REG_64                                                                                                    \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
-  "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "  \
-  "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
-#define REG_96                                                                                                    \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
-  "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "  \
-  "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, "  \
-  "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, "  \
-  "%90, %91, %92, %93, %94, %95}"
+#define ACC_96(d, i) ACC_64(d, i), ACC_8(d, (i) + 64), ACC_8(d, (i) + 72), ACC_8(d, (i) + 80), ACC_8(d, (i) + 88)
+#define ACC_128(d, i) ACC_64(d, i), ACC_64(d, (i) + 64)
+#define REG_64 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define REG_96 \
+  REG_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define REG_128 \
+  REG_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// acc[OFFSET .. OFFSET + 64] = (accumulate ? itself : 0) + A (64 x 32 bytes of K) * B (32 bytes of K x 128).
+// One instruction; behind the accumulators: the descriptors of A and B, the flag, and of 16-bit types (LAYOUTS) whether each is MN-major.
+#define WGMMA(SHAPE, TYPES, SUMS, A, B, ADD, LAYOUTS, ...)                                                                        \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ADD ", 0;\n"                                                                  \
+               "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES " {" REG_##SUMS "}, %" A ", %" B ", p, 1, 1" LAYOUTS ";\n}"  \
+               : ACC_##SUMS(d, OFFSET) : "l"(a), "l"(b), "r"((u32)accumulate) __VA_ARGS__)
+#define WGMMA_16(TYPE, COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B) \
+  WGMMA("m64n" COLUMNS "k16", TYPE "." TYPE, SUMS, A, B, ADD, ", %" MN_OF_A ", %" MN_OF_B, , "n"(A_MN), "n"(B_MN))
+#define WGMMA_OF(COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B)                                          \
+  if constexpr (E::KIND == Kind::BF16) WGMMA_16("bf16", COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B);   \
+  else if constexpr (E::KIND == Kind::F16) WGMMA_16("f16", COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B); \
+  else WGMMA("m64n" COLUMNS "k32", "e4m3.e4m3", SUMS, A, B, ADD, "")
+
+// d[OFFSET .. OFFSET + WIDTH / 2] = (accumulate ? itself : 0) + A (64 x 32 bytes of K) * B (32 bytes of K x WIDTH), WIDTH 128, 192 or 256.
 // A_MN / B_MN: the operand is stored MN-major (16-bit types only).
-template <class E, u32 OFFSET, bool A_MN, bool B_MN, u32 N>
-DEV void m64n128(float (&d)[N], u64 a, u64 b, bool accumulate) {
-  static_assert(OFFSET + 64 <= N, "accumulators out of range");
-#define WGMMA_16(TYPE)                                                                                     \
-  asm volatile(                                                                                            \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                                         \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " " REG_64 ", %64, %65, p, 1, 1, %67, %68;\n}" \
-      : ACC_64(d, OFFSET) : "l"(a), "l"(b), "r"((u32)accumulate), "n"(A_MN), "n"(B_MN))
-  if constexpr (E::KIND == Kind::BF16) WGMMA_16("bf16");
-  else if constexpr (E::KIND == Kind::F16) WGMMA_16("f16");
-  else {
-    static_assert(!A_MN && !B_MN, "8-bit operands are K-major");
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 " REG_64 ", %64, %65, p, 1, 1;\n}"
-        : ACC_64(d, OFFSET) : "l"(a), "l"(b), "r"((u32)accumulate));
+template <u32 WIDTH, class E, u32 OFFSET, bool A_MN, bool B_MN, u32 N>
+DEV void m64(float (&d)[N], u64 a, u64 b, bool accumulate) {
+  static_assert(WIDTH == 128 || WIDTH == 192 || WIDTH == 256, "no such instruction here");
+  static_assert(OFFSET + WIDTH / 2 <= N, "accumulators out of range");
+  static_assert(sizeof(typename E::Storage) == 2 || (!A_MN && !B_MN), "8-bit operands are K-major");
+  if constexpr (WIDTH == 128) {
+    WGMMA_OF("128", 64, "64", "65", "66", "67", "68");
+  } else if constexpr (WIDTH == 192) {
+    WGMMA_OF("192", 96, "96", "97", "98", "99", "100");
+  } else {
+    WGMMA_OF("256", 128, "128", "129", "130", "131", "132");
   }
-#undef WGMMA_16
 }
-
-// acc[OFFSET .. OFFSET + 96] = (accumulate ? itself : 0) + A (64 x 32 bytes of K) * B (32 bytes of K x 192).
-template <class E, u32 OFFSET, bool A_MN, bool B_MN, u32 N>
-DEV void m64n192(float (&d)[N], u64 a, u64 b, bool accumulate) {
-  static_assert(OFFSET + 96 <= N, "accumulators out of range");
-#define ACC_96 ACC_64(d, OFFSET), ACC_8(d, OFFSET + 64), ACC_8(d, OFFSET + 72), ACC_8(d, OFFSET + 80), ACC_8(d, OFFSET + 88)
-#define WGMMA_16(TYPE)                                                                                     \
-  asm volatile(                                                                                            \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"                                                         \
-      "wgmma.mma_async.sync.aligned.m64n192k16.f32." TYPE "." TYPE " " REG_96 ", %96, %97, p, 1, 1, %99, %100;\n}" \
-      : ACC_96 : "l"(a), "l"(b), "r"((u32)accumulate), "n"(A_MN), "n"(B_MN))
-  if constexpr (E::KIND == Kind::BF16) WGMMA_16("bf16");
-  else if constexpr (E::KIND == Kind::F16) WGMMA_16("f16");
-  else {
-    static_assert(!A_MN && !B_MN, "8-bit operands are K-major");
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 " REG_96 ", %96, %97, p, 1, 1;\n}"
-        : ACC_96 : "l"(a), "l"(b), "r"((u32)accumulate));
-  }
+#undef WGMMA_OF
 #undef WGMMA_16
-#undef ACC_96
-}
+#undef WGMMA
+#undef REG_128
 #undef REG_96
-#undef ACC_8
-#undef ACC_64
 #undef REG_64
+#undef ACC_128
+#undef ACC_96
+#undef ACC_64
+#undef ACC_8
 
 }  // namespace wgmma
 #endif

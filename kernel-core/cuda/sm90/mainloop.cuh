@@ -175,13 +175,8 @@ struct Mainloop {
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
       const bool add = accumulate || i != 0;
-      if constexpr (TILE_N == 192) {
-        wgmma::m64n192<E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
-        wgmma::m64n192<E, 96, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
-      } else {
-        wgmma::m64n128<E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
-        wgmma::m64n128<E, 64, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B>, add);
-      }
+      wgmma::m64<TILE_N, E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
+      wgmma::m64<TILE_N, E, ACC / 2, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
     }
     wgmma::commit();
   }

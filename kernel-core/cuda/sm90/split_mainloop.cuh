@@ -113,9 +113,7 @@ template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N_, u32 STAGING_BYTES_> struct 
     const u64 da = descriptor<A_MN>(from_a), db = descriptor<B_MN>(from_b);
 #pragma unroll
     for (u32 i = 0; i < STRETCH / 16; ++i) {
-      const bool add = accumulate || i != 0;
-      if constexpr (TILE_N == 192) wgmma::m64n192<F16, 0, A_MN, B_MN>(acc, da + i * STEP_A, db + i * STEP_B, add);
-      else wgmma::m64n128<F16, 0, A_MN, B_MN>(acc, da + i * STEP_A, db + i * STEP_B, add);
+      wgmma::m64<TILE_N, F16, 0, A_MN, B_MN>(acc, da + i * STEP_A, db + i * STEP_B, accumulate || i != 0);
     }
   }
 

@@ -6,7 +6,7 @@ use kernel_core::cudarc::driver::DevicePtr;
 use kernel_core::sm90::{GemmShape, MatrixAt, launch_config};
 use kernel_core::{Arch, Error, MapType, Program, Result, TensorMap};
 
-use crate::support::{hopper, noise, skip};
+use crate::support::{gpu, noise, skip};
 
 static MAINLOOP: Program = Program {
     name: "kernel-core-tests-mainloop",
@@ -130,7 +130,7 @@ fn every_form_compiles_without_a_gpu() {
 
 #[test]
 fn every_form_multiplies_exactly() {
-    let Some(gpu) = hopper() else { return };
+    let Some(gpu) = gpu() else { return };
     if gpu.info().compute_capability != (9, 0) {
         return eprintln!("skipped: needs compute capability 9.0, found {:?}", gpu.info().compute_capability);
     }

@@ -1,7 +1,7 @@
 //! f16 and bf16 on Hopper: logits by the warpgroup mainloop; gradients by cuBLASLt where both are summed in f32, else, or where there is no cuBLASLt,
 //! by the mainloop. The logits of quantised inputs when asked.
 
-use kernel_core::sm90::{GemmShape, MatrixAt, TILE};
+use kernel_core::sm90::{GemmShape, MatrixAt};
 use kernel_core::{Error, Gpu, LastMaps, MapType, TensorMap};
 
 use super::gemms::Gemms;
@@ -13,7 +13,6 @@ use crate::kernels::{
     GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8, QuantizeParams, QuantizeSide,
 };
 use crate::problem::Problem;
-use crate::programs::logits_cluster;
 use crate::workspace::padded_dim;
 
 /// Tile rows that a band of the tile order spans.
@@ -38,8 +37,6 @@ pub(crate) struct Sm90Engine {
 /// A logit kernel, and the maps of images and texts as it reads them.
 struct Logits {
     kernel: LogitsSm90,
-    /// Of a tile.
-    columns: usize,
     maps: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
 }
 
@@ -104,7 +101,7 @@ impl Sm90Engine {
         let dtype = problem.dtype;
         let gradients = Kind::Sm90.gradients(problem, blocks);
         let logits = |gradient, columns| -> Result<Logits> {
-            Ok(Logits { kernel: LogitsSm90::new(gpu, dtype, gradient, fp8, columns)?, columns, maps: LastMaps::new() })
+            Ok(Logits { kernel: LogitsSm90::new(gpu, dtype, gradient, fp8, columns)?, maps: LastMaps::new() })
         };
         Ok(Self {
             quantize: fp8.then(|| QuantizeFp8::new(gpu, dtype)).transpose()?,
@@ -180,12 +177,11 @@ impl Engine for Sm90Engine {
         };
         let g = self.g(call);
         let logits = if call.gradient { &mut self.loss_and_gradient } else { &mut self.loss };
-        let band = if logits.columns == WIDE { WIDE_LOGITS_BAND } else { LOGITS_BAND };
-        let shape =
-            GemmShape::new(block.rows, block.cols, self.problem.dim, band.min(block.rows.div_ceil(TILE) as u32))
-                .with_a_origin(block.row, 0)
-                .with_b_origin(block.col, 0);
-        let of_txt = logits.columns / logits_cluster(call.gradient) as usize;
+        let band = if logits.kernel.columns() == WIDE { WIDE_LOGITS_BAND } else { LOGITS_BAND };
+        let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, band)
+            .with_a_origin(block.row, 0)
+            .with_b_origin(block.col, 0);
+        let of_txt = logits.kernel.text_rows();
         let [img, txt] = logits.maps.of([img, txt], || Ok::<_, Error>([img.k_major(1)?, txt.k_major_rows(of_txt)?]))?;
         // Without gradients there is no G, and the kernel follows no map of it: any will do.
         let g = if call.gradient { self.store_g.of(g, || g.warp_store())? } else { img };

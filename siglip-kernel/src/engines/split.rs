@@ -151,8 +151,7 @@ impl Engine for SplitEngine {
             diagonal: call.diagonal(block),
             sums: call.sums,
         };
-        let band = LOGITS_BAND.min(block.rows.div_ceil(TILE) as u32);
-        let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, band)
+        let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, LOGITS_BAND)
             .with_a_origin(block.row, 0)
             .with_b_origin(block.col, 0);
         let maps = self.maps(call)?;

@@ -40,6 +40,16 @@ impl LogitsSm90 {
         Ok(Self { kernel, cluster: programs::logits_cluster(gradient), tile: [TILE, columns] })
     }
 
+    /// Of a tile.
+    pub(crate) fn columns(&self) -> usize {
+        self.tile[1]
+    }
+
+    /// Rows of a box of text: what a block of a cluster loads of a tile.
+    pub(crate) fn text_rows(&self) -> usize {
+        self.tile[1] / self.cluster as usize
+    }
+
     /// Gives the number of slots it writes.
     ///
     /// # Safety
