@@ -13,7 +13,9 @@ static MAINLOOP: Program = Program {
     source: r#"
 #include "sm90/mainloop.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-typedef Mainloop<ELEMENT, Major::A_LAYOUT, Major::B_LAYOUT, Schedule::FORM, CLUSTER_SIZE, 0, COLUMNS> Loop;
+typedef Mainloop<ELEMENT, Major::A_LAYOUT, Major::B_LAYOUT, Schedule::FORM, CLUSTER_SIZE, 0, COLUMNS, COLUMNS == 192 ? 240 : 232, DYING_SUMS> Loop;
+// Columns of one matrix before those of the other, of two.
+constexpr u32 RUN = MATRICES == 2 ? Loop::TwoMatrices::BOX : COLUMNS;
 
 struct Store {
   float* out;
@@ -24,18 +26,21 @@ struct Store {
 #pragma unroll
     for (u32 i = 0; i < COLUMNS; ++i) {
       const u32 half = i / (COLUMNS / 2), row = m0 + half * 64 + warp * 16 + lane / 4 + i % 4 / 2 * 8;
-      const u32 column = n0 + i % (COLUMNS / 2) / 4 * 8 + lane % 4 * 2 + i % 2;
-      if (row < shape.m && column < shape.n) out[(u64)row * shape.n + column] = acc[i];
+      const u32 run = i % (COLUMNS / 2) / RUN, matrix = i % RUN / (RUN / 2);
+      const u32 column = n0 + run * RUN + i % (RUN / 2) / 4 * 8 + lane % 4 * 2 + i % 2;
+      if (row < shape.m && column < shape.n) out[((u64)matrix * shape.m + row) * shape.n + column] = acc[i];
     }
   }
   DEV void finish() {}
 };
 
 KERNEL __launch_bounds__(Loop::THREADS, 1) __cluster_dims__(CLUSTER_SIZE, 1, 1)
-product(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ GemmShape shape, float* out) {
+product(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap b2,
+        const __grid_constant__ GemmShape shape, float* out) {
   extern __shared__ __align__(1024) u8 shared[];
   Store store = {out, shape, threadIdx.x / WARP % 4, threadIdx.x % WARP};
-  Loop(shared).run(a, b, shape, store);
+  if constexpr (MATRICES == 2) Loop(shared).run(a, Loop::TwoMatrices{b, b2}, shape, store);
+  else Loop(shared).run(a, b, shape, store);
 }
 #endif
 "#,
@@ -57,6 +62,9 @@ struct Case {
     schedule: Schedule,
     cluster: u32,
     columns: usize,
+    /// Two of them lie side by side in a tile.
+    matrices: usize,
+    dying_sums: bool,
 }
 
 const CASES: &[Case] = &[
@@ -66,14 +74,20 @@ const CASES: &[Case] = &[
     case(MapType::Bf16, [false, false], Schedule::PingPong, 2, 192),
     case(MapType::Bf16, [true, true], Schedule::PingPong, 1, 192),
     case(MapType::U8, [false, false], Schedule::PingPong, 2, 128),
+    case(MapType::U8, [false, false], Schedule::PingPong, 1, 192),
     case(MapType::Bf16, [false, true], Schedule::Cooperative, 1, 128),
     case(MapType::Bf16, [true, false], Schedule::Cooperative, 2, 128),
     case(MapType::U8, [false, false], Schedule::Cooperative, 1, 128),
+    Case { dying_sums: true, ..case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 192) },
+    Case { matrices: 2, ..case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 128) },
+    Case { matrices: 2, ..case(MapType::Bf16, [false, true], Schedule::PingPong, 2, 128) },
+    Case { matrices: 2, ..case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 192) },
+    Case { matrices: 2, ..case(MapType::Bf16, [false, true], Schedule::PingPong, 1, 192) },
 ];
 
 /// `U8` stands for e4m3.
 const fn case(dtype: MapType, [a_mn, b_mn]: [bool; 2], schedule: Schedule, cluster: u32, columns: usize) -> Case {
-    Case { dtype, a_mn, b_mn, schedule, cluster, columns }
+    Case { dtype, a_mn, b_mn, schedule, cluster, columns, matrices: 1, dying_sums: false }
 }
 
 impl Case {
@@ -86,6 +100,8 @@ impl Case {
             ("FORM", if self.schedule == Schedule::PingPong { "PING_PONG" } else { "COOPERATIVE" }.to_owned()),
             ("CLUSTER_SIZE", self.cluster.to_string()),
             ("COLUMNS", self.columns.to_string()),
+            ("MATRICES", self.matrices.to_string()),
+            ("DYING_SUMS", self.dying_sums.to_string()),
         ]
     }
 
@@ -111,9 +127,19 @@ impl Case {
         (bytes, [rows, cols, stride])
     }
 
-    fn map(&self, address: u64, [rows, cols, row_stride]: [usize; 3], mn: bool, box_rows: usize) -> Result<TensorMap> {
+    /// How many rows or columns of B a copy brings.
+    fn b_box(&self) -> usize {
+        match self.matrices {
+            1 if self.b_mn => 64,
+            1 => self.columns / self.cluster as usize,
+            _ if self.columns == 192 => 32,
+            _ => 64,
+        }
+    }
+
+    fn map(&self, address: u64, [rows, cols, row_stride]: [usize; 3], mn: bool, extent: usize) -> Result<TensorMap> {
         let matrix = MatrixAt { address, dtype: self.dtype, rows, cols, row_stride };
-        if mn { matrix.mn_major() } else { matrix.k_major_rows(box_rows) }
+        if mn { matrix.boxes([extent, 64]) } else { matrix.k_major_rows(extent) }
     }
 }
 
@@ -136,34 +162,36 @@ fn every_form_multiplies_exactly() {
     }
     // Edges in all directions; with four blocks each has several tiles, and the ring goes round.
     let (m, n, k) = (700, 600, 1000);
-    let numbers: Vec<i32> = noise((m + n) * k, 5).into_iter().map(|x| (x * 2.49).round() as i32).collect();
-    let (a_at, b_at) =
-        (|i: usize, k_at: usize| numbers[i * k + k_at], |j: usize, k_at: usize| numbers[(m + j) * k + k_at]);
-    let expected: Vec<f32> =
-        (0..m * n).map(|i| (0..k).map(|k_at| a_at(i / n, k_at) * b_at(i % n, k_at)).sum::<i32>() as f32).collect();
+    let numbers: Vec<i32> = noise((m + 2 * n) * k, 5).into_iter().map(|x| (x * 2.49).round() as i32).collect();
+    let at = |row: usize| &numbers[row * k..][..k];
+    let product = |i: usize, j: usize| at(i).iter().zip(at(m + j)).map(|(a, b)| a * b).sum::<i32>() as f32;
+    // The second matrix' outputs behind the first's.
+    let expected: Vec<f32> = (0..2 * m * n).map(|i| product(i / n % m, i / (m * n) * n + i % n)).collect();
     for case in CASES {
         let kernel = match gpu.kernel(&MAINLOOP, "product", &case.defines()) {
             Ok(kernel) => kernel,
             Err(error @ Error::MissingLibrary { .. }) => return skip(&format!("no NVRTC ({error})")),
             Err(error) => panic!("{case:?}: {error}"),
         };
-        let (a, a_shape) = case.operand(case.a_mn, m, k, a_at);
-        let (b, b_shape) = case.operand(case.b_mn, n, k, b_at);
-        let (a, b) = (gpu.upload(&a).unwrap(), gpu.upload(&b).unwrap());
-        let out = gpu.upload(&vec![f32::NAN; m * n]).unwrap();
+        let (a, a_shape) = case.operand(case.a_mn, m, k, |i, k| at(i)[k]);
+        let (b, b_shape) = case.operand(case.b_mn, n, k, |j, k| at(m + j)[k]);
+        let (b2, _) = case.operand(case.b_mn, n, k, |j, k| at(m + n + j)[k]);
+        let [a, b, b2] = [a, b, b2].map(|bytes| gpu.upload(&bytes).unwrap());
+        let out = gpu.upload(&vec![f32::NAN; case.matrices * m * n]).unwrap();
         {
             let (a, _a) = a.device_ptr(gpu.stream());
             let (b, _b) = b.device_ptr(gpu.stream());
+            let (b2, _b2) = b2.device_ptr(gpu.stream());
             let (to, _to) = out.device_ptr(gpu.stream());
-            let map_a = case.map(a, a_shape, case.a_mn, 128).unwrap();
-            let map_b = case.map(b, b_shape, case.b_mn, case.columns / case.cluster as usize).unwrap();
+            let map_a = case.map(a, a_shape, case.a_mn, if case.a_mn { 64 } else { 128 }).unwrap();
+            let [map_b, map_b2] = [b, b2].map(|b| case.map(b, b_shape, case.b_mn, case.b_box()).unwrap());
             let shape = GemmShape::new(m, n, k, 2);
             let config = launch_config(gpu.info(), 4, case.cluster);
-            // SAFETY: the maps describe the two operands, `out` holds m * n sums, and all outlive the launch.
-            unsafe { kernel.launch(gpu.stream(), &config, &[&map_a, &map_b, &shape, &to]).unwrap() };
+            // SAFETY: the maps describe the operands, `out` holds m * n sums of each matrix, and all outlive the launch.
+            unsafe { kernel.launch(gpu.stream(), &config, &[&map_a, &map_b, &map_b2, &shape, &to]).unwrap() };
         }
         for (i, (found, expected)) in gpu.download(&out).unwrap().iter().zip(&expected).enumerate() {
-            assert_eq!(found, expected, "{case:?}: row {}, column {}", i / n, i % n);
+            assert_eq!(found, expected, "{case:?}: matrix {}, row {}, column {}", i / (m * n), i / n % m, i % n);
         }
     }
 }
