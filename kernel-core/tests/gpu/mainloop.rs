@@ -25,9 +25,9 @@ struct Store {
   DEV void tile(float (&acc)[COLUMNS], u32 m0, u32 n0, u32) {
 #pragma unroll
     for (u32 i = 0; i < COLUMNS; ++i) {
-      const u32 half = i / (COLUMNS / 2), row = m0 + half * 64 + warp * 16 + lane / 4 + i % 4 / 2 * 8;
-      const u32 run = i % (COLUMNS / 2) / RUN, matrix = i % RUN / (RUN / 2);
-      const u32 column = n0 + run * RUN + i % (RUN / 2) / 4 * 8 + lane % 4 * 2 + i % 2;
+      const u32 half = i / (COLUMNS / 2), at = i % (COLUMNS / 2), matrix = at % RUN / (RUN / 2);
+      const u32 row = m0 + half * 64 + warp * 16 + lane / 4 + i % 4 / 2 * 8;
+      const u32 column = n0 + at / RUN * RUN + at % (RUN / 2) / 4 * 8 + lane % 4 * 2 + i % 2;
       if (row < shape.m && column < shape.n) out[((u64)matrix * shape.m + row) * shape.n + column] = acc[i];
     }
   }
