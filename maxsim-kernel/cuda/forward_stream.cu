@@ -9,67 +9,21 @@
 //
 // A document that lies in several runs is put together in shared memory, by the warp that comes last. Padded documents that are left over when each block has
 // as many are cut between blocks, all of them in the first round: they are put together in device memory while other rounds go on.
-#include "found.cuh"
-#include "numerics.cuh"
-#include "ptx/barrier.cuh"
 #include "ptx/matrix.cuh"
 #include "ptx/sync.cuh"
-#include "texts.cuh"
+constexpr u32 ROWS = ROW_PIECES * 16;
+#include "found.cuh"
+#include "stream.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 typedef ELEMENT E;
-
-struct StreamParams {
-  Texts queries, docs;  // rows of `docs` follow one another without gaps
-  u32 dim;              // a multiple of 8
-  u32 query_rows;
-  u32 rounds;           // padded: that of cut documents, and those of whole ones; packed: 1
-  u32 share, round_docs;  // padded: whole documents of a block, and of those in a round
-  u32 unit;             // padded: rows that runs are multiples of in a round of `round_docs`: documents, when each warp gets as many, else 8
-  u32 cut, cut_rows;    // padded: the first documents, fewer than blocks, are cut between blocks; their rows, of each block
-  u32 stage_tokens;     // of a warp's ring
-  u32 keep_cache;       // what is in the L2 stays there as far as that can be
-  const uint2* firsts;  // packed: each block's first document and that one's first row, and the end; else null
-  float* scores;        // [queries, documents]
-  int* argmax;
-  struct Join* joins;   // [cut]: where cut documents are put together; zeros before and after each launch
-};
 
 // Of a warp's registers the query rows take most: as many warps as that leaves room for, to hide what each of them waits for. The last one puts cut
 // documents together.
 constexpr u32 FRAGMENTS = ROW_PIECES * QUERY_STEPS, WARPS = FRAGMENTS > 16 ? 7 : FRAGMENTS > 8 ? 11 : 15, JOINER = WARPS;
 // A warp multiplies COLUMNS tokens at once. A pair of steps is 32 elements of d, 8 in each of four lanes.
 constexpr u32 GROUPS = ROW_PIECES == 4 && QUERY_STEPS > 3 ? 1 : 2, COLUMNS = 8 * GROUPS, PAIR = 32, PAIRS = QUERY_STEPS / 2, ODD = QUERY_STEPS % 2;
-constexpr u32 STAGES = 3, ROWS = ROW_PIECES * 16, MAX_ROWS = 64;
-
-// The best of a row as an integer: larger ones are better, 0 is worse than any, and of equals the lower index wins.
-#if WITH_ARGMAX
-typedef u64 Key;
-#else
-typedef u32 Key;
-#endif
-DEV Key to_key(Best best) {
-  const u32 bits = __float_as_uint(best.value), ordered = bits ^ (bits >> 31 ? ~0u : 1u << 31);
-  return WITH_ARGMAX ? (Key)((u64)ordered << 32 | ~(u32)best.index) : ordered;
-}
-DEV Best from_key(Key key) {
-  const u32 ordered = WITH_ARGMAX ? (u32)((u64)key >> 32) : (u32)key;
-  return {__uint_as_float(ordered ^ (ordered >> 31 ? 1u << 31 : ~0u)), (int)~(u32)key};
-}
-// What several runs found of a document.
-struct Join {
-  Key best[ROWS];
-  u32 tokens;  // whose runs are done
-};
-// The best of each query row of a document.
-struct Piece {
-  float best[ROWS];
-  int index[WITH_ARGMAX ? ROWS : 1];
-  DEV void set(u32 row, Best x) {
-    best[row] = x.value;
-    if constexpr (WITH_ARGMAX) index[row] = x.index;
-  }
-};
+constexpr u32 STAGES = 3;
 
 struct Control {
   Join joins[2][WARPS];  // of two rounds: of the document that begins in each warp's run and ends behind it
@@ -98,35 +52,6 @@ DEV void copy_bulk(u32 shared, const void* global, u32 bytes, u32 barrier, bool 
 constexpr u32 LINE = 128;
 DEV void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory"); }
 
-// Adds to a count of what is done: what was written before it is seen by whoever finds it complete.
-DEV u32 add_shared(u32* done, u32 tokens) {
-  u32 before;
-  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(shared_address(done)), "r"(tokens) : "memory");
-  return before;
-}
-DEV u32 add_global(u32* done, u32 tokens) {
-  u32 before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(done), "r"(tokens) : "memory");
-  return before;
-}
-
-// A document, rows counted from the first document's first.
-struct Document {
-  u32 index, start, end;
-  u32 behind;  // packed: the end of the next one, which is on its way
-  DEV void open(const Texts& docs, u32 at) {
-    index = at, start = (u32)docs.start(at), end = start + docs.size(at);
-    look_ahead(docs);
-  }
-  DEV void look_ahead(const Texts& docs) {
-    if (docs.offsets && index + 1 < docs.count) behind = (u32)docs.offsets[index + 2];
-  }
-  DEV void next(const Texts& docs) {
-    start = end, end = docs.offsets ? behind : end + (u32)docs.length, ++index;
-    look_ahead(docs);
-  }
-};
-
 // acc[g][i][2 h + e] is row 16 i + 8 h + lane / 4 and column 8 g + 2 (lane % 4) + e, of which those from `from` up to `to` count. `token`: of column 0.
 template <bool ALL> DEV void take(Found<ROW_PIECES>& found, const float (&acc)[GROUPS][ROW_PIECES][4], int token, u32 from, u32 to) {
 #pragma unroll
@@ -147,10 +72,10 @@ struct Fragments {
 
 // The rows of a block in a round, and a warp's among them.
 struct Run {
-  u32 block_begin, block_end, begin, end;
-  u32 unit, units;           // runs are multiples of units, of which the block has so many
-  u32 docs_begin, docs_end;  // packed
-  DEV u32 start_of(u32 warp) const { return min_of(block_begin + units * warp / WARPS * unit, block_end); }
+  BlockRows block;
+  u32 begin, end;
+  u32 unit, units;  // runs are multiples of units, of which the block has so many: a document for each warp, else 8 rows
+  DEV u32 start_of(u32 warp) const { return min_of(block.begin + units * warp / WARPS * unit, block.end); }
 };
 
 // One warp.
@@ -171,19 +96,10 @@ struct Stream {
   DEV u32 full(u32 stage) const { return shared_address(control.full[warp] + stage); }
 
   DEV Run run_of(u32 round) const {
-    u32 begin, end, unit = 8, docs_begin = 0, docs_end = 0;
-    if (params.firsts) {
-      const uint2 first = params.firsts[blockIdx.x], last = params.firsts[blockIdx.x + 1];
-      docs_begin = first.x, begin = first.y, docs_end = last.x, end = last.y;
-    } else if (round == 0) {
-      const u32 rows = params.cut * (u32)params.docs.length;
-      begin = min_of(blockIdx.x * params.cut_rows, rows), end = min_of(begin + params.cut_rows, rows);
-    } else {
-      const u32 before = min_of((round - 1) * params.round_docs, params.share), docs = min_of(params.round_docs, params.share - before);
-      begin = (params.cut + gridDim.x * before + blockIdx.x * docs) * (u32)params.docs.length, end = begin + docs * (u32)params.docs.length;
-      if (docs == params.round_docs) unit = params.unit;
-    }
-    Run run = {begin, end, 0, 0, unit, ceil_div(end - begin, unit), docs_begin, docs_end};
+    const BlockRows block = rows_of_block(params, round);
+    const u32 rows = block.end - block.begin, length = (u32)params.docs.length;
+    const bool whole = round > 0 && rows == WARPS * length;
+    Run run = {block, 0, 0, whole ? length : 8, whole ? WARPS : ceil_div(rows, 8)};
     run.begin = run.start_of(warp), run.end = run.start_of(warp + 1);
     return run;
   }
@@ -198,7 +114,7 @@ struct Stream {
     const u32 tokens = min_of(params.stage_tokens, ahead.end - ahead.row);
     const u32 to = shared_address(ring) + stage * params.stage_tokens * pitch();
     const u8* from = static_cast<const u8*>(params.docs.rows) + (u64)ahead.row * pitch();
-    if (lane == 0) {
+    if (elect()) {
       mbarrier::expect_bytes(full(stage), tokens * pitch());
       copy_bulk(to, from, tokens * pitch(), full(stage), params.keep_cache);
     }
@@ -208,10 +124,10 @@ struct Stream {
   // The first document that begins in the run or reaches into it.
   DEV void open() {
     const u64* offsets = params.docs.offsets;
-    u32 low = run.docs_begin;
+    u32 low = run.block.docs_begin;
     if (!offsets) low = run.begin / (u32)params.docs.length;
     else
-      for (u32 high = run.docs_end - 1; low < high;) {
+      for (u32 high = run.block.docs_end - 1; low < high;) {
         const u32 middle = (low + high) / 2;
         if (offsets[middle] >= run.begin || offsets[middle + 1] > run.begin) high = middle;
         else low = middle + 1;
@@ -219,35 +135,10 @@ struct Stream {
     doc.open(params.docs, low);
   }
 
-  // A document is done, of which this warp has the piece: its scores and choices. An empty one scores 0.
-  DEV void settle(bool empty) const {
-    const Piece& piece = control.pieces[warp];
-    const u32 count = params.queries.count, step = count > 8 ? 1 : WARP;
-    // Short queries: one lane each.
-#pragma unroll 1
-    for (u32 q = count > 8 ? lane : 0; q < count; q += count > 8 ? WARP : 1) {
-      float sum = 0.f;
-#pragma unroll 1
-      for (u32 row = control.bounds[q] + (count > 8 ? 0 : lane); row < control.bounds[q + 1]; row += step) sum += empty ? 0.f : piece.best[row];
-      if (count <= 8) sum = warp_sum(sum);
-      if (count > 8 || lane == 0) params.scores[(u64)q * params.docs.count + doc.index] = sum;
-    }
-    if constexpr (WITH_ARGMAX) {
-#pragma unroll 1
-      for (u32 q = 0; q < count; ++q) {
-        const u32 from = control.bounds[q], size = control.bounds[q + 1] - from;
-        int* to = params.argmax + (u64)from * params.docs.count + (u64)doc.index * size;
-#pragma unroll 1
-        for (u32 i = lane; i < size; i += WARP) to[i] = empty ? -1 : max_of(piece.index[from + i], 0);  // all are -inf: the first
-      }
-    }
-    __syncwarp();
-  }
-
   // Documents without tokens at hand are done.
   DEV void settle_empty() {
-    while (doc.index < run.docs_end && doc.start == doc.end && (doc.start < run.end || run.end == run.block_end)) {
-      settle(true);
+    while (doc.index < run.block.docs_end && doc.start == doc.end && (doc.start < run.end || run.end == run.block.end)) {
+      settle(params, control.bounds, control.pieces[warp], doc.index, true, lane);
       doc.next(params.docs);
     }
   }
@@ -319,7 +210,7 @@ struct Stream {
 #pragma unroll
         for (u32 r = 0; r < 2 * ROW_PIECES; ++r) piece.set(r * 8 + lane / 4, best[r]);
     } else {
-      const u32 begin = max_of(doc.start, run.block_begin), end = min_of(doc.end, run.block_end), tokens = min_of(end, run.end) - max_of(begin, run.begin);
+      const u32 begin = max_of(doc.start, run.block.begin), end = min_of(doc.end, run.block.end), tokens = min_of(end, run.end) - max_of(begin, run.begin);
       const bool cut = end - begin < doc.end - doc.start;
       u32 owner = warp;  // in whose run it begins
       while (run.start_of(owner) > begin) --owner;
@@ -341,42 +232,7 @@ struct Stream {
       if (lane == 0) atomicExch(&join.tokens, 0);
     }
     __syncwarp();
-    settle(false);
-  }
-
-  // Puts the block's parts of cut documents together with the others': of the one that began before its rows, and of the one that ends behind them. A
-  // warp of its own does so, for both at once: each step waits for the memory, which the other warps keep busy.
-  DEV void join_cut() {
-    if (params.firsts) return;
-    const u32 length = (u32)params.docs.length;
-    run = run_of(0);
-    u32 index[2], tokens[2], before = 0;
-#pragma unroll
-    for (u32 which = 0; which < 2; ++which) {
-      const u32 edge = which ? run.block_end : run.block_begin;
-      index[which] = edge / length;
-      const u32 start = index[which] * length, begin = max_of(start, run.block_begin), end = min_of(start + length, run.block_end);
-      tokens[which] = begin < end && end - begin < length && (begin == start) == (which == 1) ? end - begin : 0;
-      if (tokens[which] == 0) continue;
-      mbarrier::wait(shared_address(control.cut_full + which), 0);
-#pragma unroll
-      for (u32 row = lane; row < ROWS; row += WARP) atomicMax(params.joins[index[which]].best + row, control.cut[which].best[row]);
-    }
-    __syncwarp();
-    const u32 added = lane == 0 ? tokens[0] : lane == 1 ? tokens[1] : 0;  // a document each
-    if (added > 0) before = add_global(&params.joins[lane == 0 ? index[0] : index[1]].tokens, added);
-    __syncwarp();
-#pragma unroll
-    for (u32 which = 0; which < 2; ++which) {
-      if (tokens[which] == 0 || __shfl_sync(~0u, before, which) + tokens[which] < length) continue;
-      Join& join = params.joins[index[which]];
-#pragma unroll
-      for (u32 row = lane; row < ROWS; row += WARP) control.pieces[warp].set(row, from_key(atomicExch(join.best + row, 0)));
-      if (lane == 0) join.tokens = 0;
-      doc.index = index[which];
-      __syncwarp();
-      settle(false);
-    }
+    settle(params, control.bounds, piece, doc.index, false, lane);
   }
 
   // The columns of one multiply, of rows from `row` on, some of which end a document or the run.
@@ -400,7 +256,7 @@ struct Stream {
     // What warps put together two rounds ago is out of the way.
     while (round > 1 && __any_sync(~0u, lane < WARPS && add_shared(control.rounds_done + lane, 0) + 1 < round)) {}
     // A block without tokens: its first warp says so of all its documents.
-    if (run.begin < run.end || (warp == 0 && run.block_begin == run.block_end && run.docs_begin < run.docs_end)) {
+    if (run.begin < run.end || (warp == 0 && run.block.begin == run.block.end && run.block.docs_begin < run.block.docs_end)) {
       open();
       settle_empty();
     }
@@ -454,6 +310,7 @@ KERNEL __launch_bounds__((WARPS + 1) * WARP, 1) maxsim_forward_stream(const __gr
   const u32 cut_bytes = params.cut_rows * pitch, line = threadIdx.x * LINE;
   const u64 cut_from = (u64)blockIdx.x * cut_bytes + line, cut_end = (u64)params.cut * params.docs.length * pitch;
   if (warp == JOINER)
+#pragma unroll 1
     for (u32 at = lane * LINE; at < params.query_rows * pitch; at += WARP * LINE) prefetch(static_cast<const u8*>(params.queries.rows) + at);
   else if (line < cut_bytes && cut_from < cut_end) prefetch(static_cast<const u8*>(params.docs.rows) + cut_from);
   // Queries before any document: what is asked for behind the first stages of all blocks comes 3 us later. So they are asked for by a warp of their own.
@@ -466,7 +323,7 @@ KERNEL __launch_bounds__((WARPS + 1) * WARP, 1) maxsim_forward_stream(const __gr
   grid_dependency_wait();
   grid_dependency_launch();
   Stream stream = {params, control, rings + warp * ring_bytes, queries, warp, kept(lane)};
-  if (warp == JOINER && lane == 0) {
+  if (warp == JOINER && elect()) {
     const bool together = params.queries.row_stride == params.dim;
     mbarrier::expect_bytes(queries_full, params.query_rows * pitch);
 #pragma unroll 1
@@ -482,7 +339,7 @@ KERNEL __launch_bounds__((WARPS + 1) * WARP, 1) maxsim_forward_stream(const __gr
   for (u32 q = threadIdx.x; q <= params.queries.count; q += (WARPS + 1) * WARP) control.bounds[q] = (u32)params.queries.start(q);
   for (u32 i = threadIdx.x; i < (sizeof(control.joins) + sizeof(control.cut)) / sizeof(u32); i += (WARPS + 1) * WARP) reinterpret_cast<u32*>(control.joins)[i] = 0;
   __syncthreads();
-  if (warp == JOINER) stream.join_cut();
+  if (warp == JOINER) join_cut(params, control.bounds, control.cut, control.cut_full, control.pieces[warp], stream.lane);
   else stream.walk();
 }
 #endif

@@ -12,6 +12,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("gradients.cuh", include_str!("../cuda/gradients.cuh")),
     ("items.cuh", include_str!("../cuda/items.cuh")),
     ("rows.cuh", include_str!("../cuda/rows.cuh")),
+    ("stream.cuh", include_str!("../cuda/stream.cuh")),
     ("texts.cuh", include_str!("../cuda/texts.cuh")),
 ];
 
@@ -30,6 +31,7 @@ program!(FORWARD_PORTABLE, "forward_portable");
 program!(FORWARD_MMA, "forward_mma");
 program!(FORWARD_SM90, "forward_sm90");
 program!(FORWARD_STREAM, "forward_stream");
+program!(FORWARD_STREAM_WIDE, "forward_stream_wide");
 program!(SETTLE, "settle");
 program!(TOP_K, "top_k");
 program!(BACKWARD_QUERIES, "backward_queries");
@@ -84,18 +86,16 @@ pub(crate) fn forward_sm90(dtype: DType, shape: Shape, argmax: bool) -> Variant 
 }
 
 pub(crate) fn forward_stream(dtype: DType, shape: StreamShape, argmax: bool) -> Variant {
-    Variant {
-        program: &FORWARD_STREAM,
-        entry: "maxsim_forward_stream",
-        defines: vec![
-            ("ELEMENT", element(dtype)),
-            ("WITH_ARGMAX", flag(argmax)),
-            ("ROW_PIECES", shape.row_pieces.to_string()),
-            ("QUERY_STEPS", shape.query_steps.to_string()),
-        ],
-        hot: true,
-        min_arch: Some("sm_90a"),
-    }
+    let mut defines = vec![("ELEMENT", element(dtype)), ("WITH_ARGMAX", flag(argmax))];
+    let (program, entry) = if shape.wide() {
+        defines.push(("ROWS", format!("{}u", shape.rows())));
+        (&FORWARD_STREAM_WIDE, "maxsim_forward_stream_wide")
+    } else {
+        defines.push(("ROW_PIECES", shape.row_pieces.to_string()));
+        defines.push(("QUERY_STEPS", shape.query_steps.to_string()));
+        (&FORWARD_STREAM, "maxsim_forward_stream")
+    };
+    Variant { program, entry, defines, hot: true, min_arch: Some("sm_90a") }
 }
 
 pub(crate) fn settle(dtype: DType) -> Variant {

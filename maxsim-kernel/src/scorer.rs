@@ -42,7 +42,7 @@ pub(crate) struct Hopper {
     shape: Shape,
     kernels: [ForwardSm90; 2],
     settle: Settle,
-    /// Of few query rows, where documents' rows follow one another.
+    /// Of few query rows.
     stream: Option<ForwardStream>,
     /// The call that last met a NaN maximum, in device memory; calls are numbered from 1.
     nan_epoch: CudaSlice<u32>,
@@ -205,8 +205,8 @@ impl Hopper {
     ) -> Result<()> {
         let (stream, info) = (gpu.stream(), gpu.info());
         let dim = Scorer::padded_dim(problem).unwrap_or(problem.dim);
-        if let Some(kernel) = &self.stream
-            && at[1].row_stride == dim
+        if let Some(kernel) = &mut self.stream
+            && kernel.takes(at[1], dim)
         {
             let params = StreamParams {
                 queries: params.queries,
@@ -220,7 +220,7 @@ impl Hopper {
                 ..StreamParams::default()
             };
             // SAFETY: the caller's promise.
-            return unsafe { kernel.launch(gpu, division.blocks, &problem.docs, params) };
+            return unsafe { kernel.launch(gpu, division.blocks, &problem.docs, at, params) };
         }
         let maps = self.maps.of(at, || maps(problem.dtype, dim, self.shape, at[0], at[1]))?;
         self.epoch = self.epoch.checked_add(1).unwrap_or(1);

@@ -113,6 +113,15 @@ fn documents_streamed_past_few_query_rows_are_exact() {
         (Spans::padded(1, 33), Spans::padded(540, 150), 64),
         (Spans::padded(1, 5), Spans::of_lengths((0..1000).map(long)), 16),
         (Spans::padded(1, 7), Spans::of_lengths((0..2000).map(|i| if i / 500 % 2 == 1 { 0 } else { i % 4 })), 24),
+        // Wide rows.
+        (Spans::padded(1, 3), long_at_last(), 136),
+        (Spans::padded(3, 5), ragged(), 256),
+        (Spans::of_lengths([0, 2, 0, 7, 1]), ragged(), 200),
+        (Spans::padded(64, 1), Spans::padded(900, 1), 192),
+        (Spans::padded(2, 2), Spans::padded(659, 77), 320),
+        (Spans::padded(1, 5), Spans::padded(540, 150), 264),
+        (Spans::padded(1, 40), Spans::padded(530, 3), 1024),
+        (Spans::padded(1, 2), Spans::of_lengths((0..1000).map(long)), 132),
     ];
     for (queries, docs, dim) in cases {
         for numbers in [Numbers::Integers, Numbers::Ones] {

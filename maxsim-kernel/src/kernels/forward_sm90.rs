@@ -146,20 +146,23 @@ pub(crate) struct RowsAt {
 
 /// Tensor maps of the queries, and of the documents by full tiles, by halves, by what is behind the first half, and by quarters.
 pub(crate) fn maps(dtype: DType, dim: usize, shape: Shape, queries: RowsAt, docs: RowsAt) -> Result<[TensorMap; 5]> {
-    let map = |at: RowsAt, tokens: usize| {
-        TensorMap::tiled(&TiledMap {
-            dtype: MapType::from(dtype),
-            address: at.address,
-            dims: &[dim as u64, at.rows as u64],
-            strides: &[(at.row_stride * dtype.size_bytes()) as u64],
-            tile: &[BLOCK as u32, tokens as u32],
-            swizzle: Swizzle::B128,
-            l2_promotion: true,
-        })
-    };
+    let map = |at: RowsAt, tokens: usize| row_map(dtype, dim, at, tokens, true);
     let quarter = quarter(shape.tokens);
     let [full, half, rest] = [shape.tokens, 2 * quarter, shape.tokens - 2 * quarter];
     Ok([map(queries, TILE_ROWS)?, map(docs, full)?, map(docs, half)?, map(docs, rest)?, map(docs, quarter)?])
+}
+
+/// Tiles of so many tokens and 64 elements. `l2_promotion`: of 128 bytes that are asked for, 256 are read.
+pub(crate) fn row_map(dtype: DType, dim: usize, at: RowsAt, tokens: usize, l2_promotion: bool) -> Result<TensorMap> {
+    Ok(TensorMap::tiled(&TiledMap {
+        dtype: MapType::from(dtype),
+        address: at.address,
+        dims: &[dim as u64, at.rows as u64],
+        strides: &[(at.row_stride * dtype.size_bytes()) as u64],
+        tile: &[BLOCK as u32, tokens as u32],
+        swizzle: Swizzle::B128,
+        l2_promotion,
+    })?)
 }
 
 pub(crate) struct ForwardSm90 {

@@ -1,8 +1,8 @@
-//! `cuda/forward_stream.cu`: scores of few query rows on Hopper.
+//! `cuda/forward_stream.cu` and `cuda/forward_stream_wide.cu`: scores of few query rows on Hopper.
 
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, TensorMap};
 
-use super::{TextsArg, load, overlapped};
+use super::{RowsAt, TextsArg, load, overlapped, row_map};
 use crate::error::Result;
 use crate::problem::{Pairing, Problem, Spans};
 use crate::programs;
@@ -12,7 +12,7 @@ use crate::tiles::TILE_ROWS;
 const PIECE_ROWS: usize = 16;
 /// Elements of d that a multiply takes.
 const STEP: usize = 16;
-/// Steps of d, as compiled.
+/// Steps of d, as compiled; more are multiplied from shared memory.
 const QUERY_STEPS: [usize; 4] = [3, 4, 6, 8];
 /// Stages of a warp's ring, of about so many bytes each: more of them do not help.
 const STAGES: usize = 3;
@@ -21,6 +21,15 @@ const STAGE_BYTES: usize = 4 * 1024;
 const COLUMNS: usize = 16;
 /// `Control` of the kernel.
 const CONTROL_BYTES: usize = 20 * 1024;
+/// The kernel of wide rows: its `Control`; most tokens of a tile; elements of a block of one, and its bytes; most stages of its ring; tokens of a round, about.
+const WIDE_CONTROL_BYTES: usize = 12 * 1024;
+const WIDE_TILE: usize = 128;
+const WIDE_BLOCK: usize = 64;
+const WIDE_STAGE_BYTES: usize = WIDE_TILE * 2 * WIDE_BLOCK;
+const WIDE_STAGES: usize = 16;
+const WIDE_ROUND: usize = 256;
+/// Elements of its widest rows.
+const MAX_DIM: usize = 1024;
 /// Bytes of a `Join` of the kernel, at most.
 const JOIN_BYTES: usize = (TILE_ROWS + 1) * 8;
 /// Blocks have whole packed documents: with fewer than so many each, some would have far more to do than others.
@@ -33,13 +42,14 @@ const KEEP_CACHE: usize = 2;
 pub(crate) struct StreamShape {
     /// 16-row pieces of the query rows, rounded up.
     pub(crate) row_pieces: usize,
-    /// Steps of d, rounded up.
+    /// Steps of d, rounded up, held in registers, or 0.
     pub(crate) query_steps: usize,
 }
 
-/// The ring of a warp.
+/// The ring of a warp, or, of wide rows, of the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ring {
+    stages: usize,
     stage_tokens: usize,
     /// Of dynamic shared memory in all.
     bytes: usize,
@@ -47,39 +57,66 @@ struct Ring {
 
 impl StreamShape {
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        [2, 4].into_iter().flat_map(|row_pieces| QUERY_STEPS.map(|query_steps| Self { row_pieces, query_steps }))
+        let steps = || QUERY_STEPS.into_iter().chain([0]);
+        [2, 4].into_iter().flat_map(move |row_pieces| steps().map(move |query_steps| Self { row_pieces, query_steps }))
     }
 
     /// The one place that says which problems this kernel takes: a cross of many documents without masks and norms, whose query rows fit one
-    /// tile, in two bytes an element, d up to 128. `dim`: of the rows as they are read. In a call it is also needed that the documents' rows
-    /// follow one another without gaps.
+    /// tile, in two bytes an element. `dim`: of the rows as they are read. Unless [`Self::wide`], a call's documents' rows must also follow one
+    /// another without gaps.
     pub(crate) fn choose(info: &DeviceInfo, problem: &Problem, dim: usize) -> Option<Self> {
         let (rows, tokens) = (problem.queries.rows(), problem.docs.rows());
         let plain = !problem.query_mask && !problem.doc_mask && !problem.normalize && problem.dtype != DType::F32;
         let few = (1..=TILE_ROWS).contains(&rows) && problem.queries.count() <= TILE_ROWS;
         let many = problem.docs.count() >= DOCS_PER_BLOCK * info.sm_count as usize && tokens > 0;
-        if problem.pairing != Pairing::Cross || !plain || !few || !many {
+        if problem.pairing != Pairing::Cross || !plain || !few || !many || dim > MAX_DIM {
             return None;
         }
         let row_pieces = if rows <= 2 * PIECE_ROWS { 2 } else { 4 };
-        let query_steps = QUERY_STEPS.into_iter().find(|steps| steps * STEP >= dim)?;
+        let query_steps = QUERY_STEPS.into_iter().find(|steps| steps * STEP >= dim).unwrap_or(0);
         Some(Self { row_pieces, query_steps })
+    }
+
+    /// Whether query rows are so wide that both sides are multiplied from shared memory.
+    pub(crate) fn wide(self) -> bool {
+        self.query_steps == 0
+    }
+
+    /// Query rows, rounded up.
+    pub(crate) fn rows(self) -> usize {
+        self.row_pieces * PIECE_ROWS
     }
 
     /// Warps that stream documents.
     fn warps(self) -> usize {
         match self.row_pieces * self.query_steps {
-            ..=8 => 15,
+            0 => 8,
+            1..=8 => 15,
             9..=16 => 11,
             _ => 7,
         }
     }
 
-    fn ring(self, dim: usize) -> Ring {
+    /// Warps that copy tokens or put documents together.
+    fn other_warps(self) -> usize {
+        if self.wide() { 2 } else { 1 }
+    }
+
+    /// Documents of a round, where blocks have as many: one for each warp, none of which need be put together, which has its price.
+    fn round_docs(self, length: usize) -> usize {
+        if self.wide() { WIDE_ROUND.div_ceil(length.max(1)) } else { self.warps() }
+    }
+
+    fn ring(self, info: &DeviceInfo, dim: usize) -> Ring {
+        if self.wide() {
+            let fixed = WIDE_CONTROL_BYTES + self.rows() * 2 * dim.next_multiple_of(WIDE_BLOCK);
+            let stages = (info.shared_bytes_optin.saturating_sub(fixed) / WIDE_STAGE_BYTES).min(WIDE_STAGES);
+            return Ring { stages, stage_tokens: WIDE_TILE, bytes: fixed + stages * WIDE_STAGE_BYTES };
+        }
         let row_bytes = 2 * dim;
         let stage_tokens = (STAGE_BYTES / row_bytes).min(128) / COLUMNS * COLUMNS;
-        let queries = self.row_pieces * PIECE_ROWS * row_bytes;
-        Ring { stage_tokens, bytes: CONTROL_BYTES + self.warps() * STAGES * stage_tokens * row_bytes + queries }
+        let rings = self.warps() * STAGES * stage_tokens * row_bytes;
+        Ring { stages: STAGES, stage_tokens, bytes: CONTROL_BYTES + rings + self.rows() * row_bytes }
     }
 }
 
@@ -90,22 +127,24 @@ struct Rounds {
     /// Whole documents of a block, and of those in a round.
     share: usize,
     round_docs: usize,
-    /// Rows that runs of warps are multiples of in a round of `round_docs`.
-    unit: usize,
     /// Documents that are cut between blocks, and so many rows of them for each block.
     cut: usize,
     cut_rows: usize,
 }
 
 impl Rounds {
-    /// For padded documents.
-    fn new(count: usize, length: usize, blocks: usize, warps: usize) -> Self {
+    /// For padded documents, so many of which make a good round.
+    fn new(count: usize, length: usize, blocks: usize, round_docs: usize) -> Self {
         let (share, cut) = (count / blocks, count % blocks);
-        // A document for each warp, none of which need be put together, or all there are: to put them together has its price in every round.
-        let (round_docs, unit) = if share >= warps { (warps, length) } else { (share, 8) };
+        let round_docs = round_docs.min(share);
         let cut_rows = (cut * length).div_ceil(8).div_ceil(blocks) * 8;
-        Self { rounds: 1 + share.div_ceil(round_docs.max(1)), share, round_docs, unit, cut, cut_rows }
+        Self { rounds: 1 + share.div_ceil(round_docs.max(1)), share, round_docs, cut, cut_rows }
     }
+}
+
+/// Tokens of the tiles that fill so many of a round.
+fn even_tile(tokens: usize) -> usize {
+    tokens.div_ceil(tokens.div_ceil(WIDE_TILE).max(1)).max(1)
 }
 
 /// Bytes of device memory where documents that are cut between so many blocks are put together: zeros before and after each launch.
@@ -127,9 +166,9 @@ pub(crate) struct StreamParams {
     pub(crate) rounds: u32,
     pub(crate) share: u32,
     pub(crate) round_docs: u32,
-    pub(crate) unit: u32,
     pub(crate) cut: u32,
     pub(crate) cut_rows: u32,
+    pub(crate) stages: u32,
     pub(crate) stage_tokens: u32,
     pub(crate) keep_cache: u32,
     pub(crate) firsts: u64,
@@ -144,34 +183,62 @@ unsafe impl KernelArg for StreamParams {}
 /// With and without the argmax.
 pub(crate) struct ForwardStream {
     kernels: [Kernel; 2],
+    dtype: DType,
     shape: StreamShape,
+    /// Of wide rows: of the queries, and of the documents.
+    maps: LastMaps<[RowsAt; 2], [TensorMap; 2]>,
 }
 
 impl ForwardStream {
     pub(crate) fn new(gpu: &Gpu, dtype: DType, shape: StreamShape) -> Result<Self> {
         let kernel = |argmax| load(gpu, &programs::forward_stream(dtype, shape, argmax));
-        Ok(Self { kernels: [kernel(false)?, kernel(true)?], shape })
+        Ok(Self { kernels: [kernel(false)?, kernel(true)?], dtype, shape, maps: LastMaps::new() })
     }
 
+    /// Whether documents may lie there.
+    pub(crate) fn takes(&self, docs: RowsAt, dim: usize) -> bool {
+        self.shape.wide() || docs.row_stride == dim
+    }
+
+    /// `at`: queries and documents.
+    ///
     /// # Safety
-    /// The addresses in `params` must be live memory of the sizes that `docs` and [`join_bytes`] say, the documents' rows one after another.
-    pub(crate) unsafe fn launch(&self, gpu: &Gpu, blocks: usize, docs: &Spans, mut params: StreamParams) -> Result<()> {
+    /// The addresses in `params` and `at` must be live memory of the sizes that `docs` and [`join_bytes`] say, the documents where [`Self::takes`] allows.
+    pub(crate) unsafe fn launch(
+        &mut self,
+        gpu: &Gpu,
+        blocks: usize,
+        docs: &Spans,
+        at: [RowsAt; 2],
+        mut params: StreamParams,
+    ) -> Result<()> {
         let (info, dim) = (gpu.info(), params.dim as usize);
-        let ring = self.shape.ring(dim);
-        params.stage_tokens = ring.stage_tokens as u32;
+        let ring = self.shape.ring(info, dim);
+        (params.stages, params.stage_tokens) = (ring.stages as u32, ring.stage_tokens as u32);
         params.keep_cache = u32::from(docs.rows() * dim * 2 <= KEEP_CACHE * info.l2_bytes);
         params.rounds = 1;
         if let Spans::Padded { count, length } = *docs {
-            let rounds = Rounds::new(count, length, blocks, self.shape.warps());
+            let rounds = Rounds::new(count, length, blocks, self.shape.round_docs(length));
             (params.rounds, params.share) = (rounds.rounds as u32, rounds.share as u32);
-            (params.round_docs, params.unit) = (rounds.round_docs as u32, rounds.unit as u32);
+            params.round_docs = rounds.round_docs as u32;
+            if self.shape.wide() {
+                params.stage_tokens = even_tile(rounds.round_docs * length) as u32;
+            }
             (params.cut, params.cut_rows) = (rounds.cut as u32, rounds.cut_rows as u32);
         }
-        let threads = 32 * (self.shape.warps() + 1) as u32;
-        let config = LaunchConfig::linear(blocks as u32, threads).with_shared(ring.bytes as u32);
-        let kernel = &self.kernels[usize::from(params.argmax != 0)];
-        // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
-        Ok(unsafe { kernel.launch(gpu.stream(), &overlapped(info, config), &[&params]) }?)
+        let threads = 32 * (self.shape.warps() + self.shape.other_warps()) as u32;
+        let config = overlapped(info, LaunchConfig::linear(blocks as u32, threads).with_shared(ring.bytes as u32));
+        let (kernel, stream) = (&self.kernels[usize::from(params.argmax != 0)], gpu.stream());
+        if !self.shape.wide() {
+            // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
+            return Ok(unsafe { kernel.launch(stream, &config, &[&params]) }?);
+        }
+        let map = |at: RowsAt, tokens: usize| row_map(self.dtype, dim, at, tokens, false);
+        let [queries, tiles] = self.maps.of(at, || -> Result<_> {
+            Ok([map(at[0], self.shape.rows())?, map(at[1], params.stage_tokens as usize)?])
+        })?;
+        // SAFETY: the arguments match the kernel's parameters; the maps are of the memory that the caller promises.
+        Ok(unsafe { kernel.launch(stream, &config, &[&queries, &tiles, &params]) }?)
     }
 }
 
@@ -187,32 +254,40 @@ mod tests {
             let problem = Problem::cross(Spans::padded(1, rows), Spans::padded(docs, 300), dim, DType::Bf16);
             StreamShape::choose(&info, &problem, dim)
         };
-        for dim in (8..=128).step_by(8) {
+        for dim in (8..=1024).step_by(8) {
             for rows in [1, 32, 33, 64] {
                 let shape = shape(rows, 1000, dim).unwrap();
-                let ring = shape.ring(dim);
-                assert!(ring.bytes <= info.shared_bytes_optin, "{ring:?}");
-                assert!(ring.stage_tokens.is_multiple_of(COLUMNS) && ring.stage_tokens > 0, "{ring:?}");
-                assert!(shape.query_steps * STEP >= dim && shape.row_pieces * PIECE_ROWS >= rows);
+                let ring = shape.ring(&info, dim);
+                assert!(ring.bytes <= info.shared_bytes_optin && shape.rows() >= rows, "{ring:?}");
+                if dim <= 128 {
+                    assert!(ring.stage_tokens.is_multiple_of(COLUMNS) && ring.stage_tokens > 0, "{ring:?}");
+                    assert!(shape.query_steps * STEP >= dim);
+                } else {
+                    assert!(shape.wide() && (5..=WIDE_STAGES).contains(&ring.stages), "{ring:?}");
+                }
             }
         }
-        assert_eq!([shape(65, 1000, 128), shape(32, 1000, 136), shape(32, 500, 128)], [None; 3]);
+        assert_eq!([shape(65, 1000, 128), shape(32, 1000, 1032), shape(32, 500, 128)], [None; 3]);
         let without_tokens = Problem::cross(Spans::padded(1, 32), Spans::padded(1000, 0), 128, DType::Bf16);
         assert_eq!(StreamShape::choose(&info, &without_tokens, 128), None);
         assert_eq!(shape(32, 1000, 48), Some(StreamShape { row_pieces: 2, query_steps: 3 }));
         assert_eq!((size_of::<StreamParams>(), std::mem::offset_of!(StreamParams, firsts)), (216, 184));
+        let wide = shape(32, 1000, 512).unwrap();
+        assert_eq!([1, 100, 300].map(|length| wide.round_docs(length)), [256, 3, 1]);
+        assert_eq!([1, 128, 300, 1025].map(even_tile), [1, 128, 100, 114]);
     }
 
     #[test]
     fn rounds_have_every_document_once() {
-        for (count, length, blocks, warps) in [
+        for (count, length, blocks, good) in [
             (1000, 300, 132, 11),
             (1000, 1024, 132, 15),
             (10_000, 300, 132, 15),
             (528, 1, 132, 7),
             (531, 20_000, 132, 7),
+            (1000, 300, 132, 1),
         ] {
-            let Rounds { rounds, share, round_docs, unit, cut, cut_rows } = Rounds::new(count, length, blocks, warps);
+            let Rounds { rounds, share, round_docs, cut, cut_rows } = Rounds::new(count, length, blocks, good);
             assert_eq!(
                 (blocks * share + cut, join_bytes(&Spans::padded(count, length), blocks)),
                 (count, cut * JOIN_BYTES)
@@ -224,7 +299,7 @@ mod tests {
             );
             // Rounds of whole documents, all but the last one of `round_docs`, which is not empty.
             assert!((rounds - 1) * round_docs >= share && (rounds - 2) * round_docs < share);
-            assert_eq!(unit, if round_docs == warps { length } else { 8 });
+            assert_eq!(round_docs, good.min(share));
         }
     }
 }
