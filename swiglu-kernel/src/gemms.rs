@@ -54,6 +54,11 @@ impl Gemms {
         Self { gpu: gpu.clone(), workspace, plans: HashMap::new() }
     }
 
+    /// Address and bytes of the workspace, which is free between two calls.
+    pub(crate) fn workspace(&self) -> (u64, usize) {
+        (self.workspace, CUBLAS_BYTES)
+    }
+
     /// c (+)= a · b, with c `[m, n]` and k summed over.
     ///
     /// # Safety

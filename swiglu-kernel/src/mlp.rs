@@ -108,6 +108,7 @@ impl MlpPlan {
         let workspace = Workspace::new(gpu, &layout)?;
         let mut engine = Engine::new(gpu, &problem.layer, path, options.mode, &regions, &workspace)?;
         engine.prepare_through(problem.down_outputs, problem.down_linear)?;
+        engine.prepare_weight_gradient(workspace.ptr(regions.arrived))?;
         let z = At { address: workspace.ptr(regions.z), row_stride: problem.layer.outputs };
         Ok(Self { gpu: gpu.clone(), problem, options, engine, workspace, z })
     }

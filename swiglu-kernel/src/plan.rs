@@ -191,6 +191,7 @@ impl Plan {
         let workspace = Workspace::new(gpu, &layout)?;
         let mut engine = Engine::new(gpu, &problem, path, options.mode, &regions, &workspace)?;
         engine.prepare_input_gradient(workspace.ptr(regions.progress))?;
+        engine.prepare_weight_gradient(workspace.ptr(regions.arrived))?;
         let slices = Slices::new(gpu, &problem, path, options.mode, &regions, &workspace)?;
         Ok(Self { gpu: gpu.clone(), problem, options, engine, slices, workspace })
     }

@@ -29,6 +29,7 @@ program!(DECODE, "decode");
 program!(DECODE_SM90, "decode_sm90");
 program!(INPUT_GRADIENT_SM90, "input_gradient_sm90");
 program!(THROUGH_SM90, "through_sm90");
+program!(WEIGHT_GRADIENT_SM90, "weight_gradient_sm90");
 program!(GATE, "gate");
 program!(COLUMN_SUMS, "column_sums");
 
@@ -94,6 +95,16 @@ pub(crate) fn through_sm90(dtype: DType, gate: Gate, down_linear: bool, cluster:
             ("DOWN", if down_linear { "MN" } else { "K" }.to_owned()),
             ("CLUSTER_SIZE", cluster.to_string()),
         ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+pub(crate) fn weight_gradient_sm90(dtype: DType) -> Variant {
+    Variant {
+        program: &WEIGHT_GRADIENT_SM90,
+        entry: "swiglu_weight_gradient_sm90",
+        defines: vec![("ELEMENT", element(dtype))],
         hot: true,
         min_arch: Some("sm_90a"),
     }
@@ -167,6 +178,7 @@ pub fn variants() -> Vec<Variant> {
         }
     }
     for dtype in [DType::F16, DType::Bf16] {
+        all.push(weight_gradient_sm90(dtype));
         for gate in Gate::ALL {
             all.extend([false, true].map(|down_linear| through_sm90(dtype, gate, down_linear, CLUSTER)));
         }

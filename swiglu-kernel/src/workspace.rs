@@ -4,6 +4,7 @@ use kernel_core::{DType, Layout, Region};
 
 use crate::gemms::CUBLAS_BYTES;
 use crate::kernels::input_gradient_sm90::progress_bytes;
+use crate::kernels::weight_gradient_sm90::ARRIVED_BYTES;
 use crate::problem::{Mode, Problem};
 use crate::route::Path;
 
@@ -51,6 +52,8 @@ pub(crate) struct Regions {
     pub(crate) cublas: Region,
     /// Counters of the launch that makes dx with the gate's derivative.
     pub(crate) progress: Region,
+    /// Counters of the launch that makes dW in parts.
+    pub(crate) arrived: Region,
 }
 
 impl Regions {
@@ -74,6 +77,7 @@ impl Regions {
             z: layout.take(when(mlp, matrix)),
             cublas: layout.take(when(products, CUBLAS_BYTES)),
             progress: layout.take(when(path == Path::Sm90 && mode != Mode::Inference && !mlp, progress_bytes(problem))),
+            arrived: layout.take(when(path == Path::Sm90 && mode != Mode::Inference, ARRIVED_BYTES)),
         };
         (layout, regions)
     }
@@ -88,10 +92,10 @@ mod tests {
         let problem = Problem::new(8192, 4096, 14336, DType::Bf16);
         let bytes = |path, mode, mlp| Regions::layout(path, &problem, mode, mlp).0.total();
         assert_eq!(bytes(Path::Sm90, Mode::Inference, false), 0);
-        let progress = progress_bytes(&problem).next_multiple_of(1024);
-        assert_eq!(bytes(Path::Sm90, Mode::InPlace, false), CUBLAS_BYTES + progress);
-        assert_eq!(bytes(Path::Sm90, Mode::Recompute, true), CUBLAS_BYTES + 3 * 8192 * 14336 * 2);
-        let recompute = CUBLAS_BYTES + progress + 8192 * 2 * 3584 * 2 + 8192 * 4096 * 4;
+        let counters = progress_bytes(&problem).next_multiple_of(1024) + ARRIVED_BYTES;
+        assert_eq!(bytes(Path::Sm90, Mode::InPlace, false), CUBLAS_BYTES + counters);
+        assert_eq!(bytes(Path::Sm90, Mode::Recompute, true), CUBLAS_BYTES + ARRIVED_BYTES + 3 * 8192 * 14336 * 2);
+        let recompute = CUBLAS_BYTES + counters + 8192 * 2 * 3584 * 2 + 8192 * 4096 * 4;
         assert_eq!(bytes(Path::Sm90, Mode::Recompute, false), recompute);
         assert_eq!(bytes(Path::Sm90, Mode::Inference, true), CUBLAS_BYTES + 8192 * 14336 * 2);
         assert!(bytes(Path::Portable, Mode::Inference, false) <= CUBLAS_BYTES + CHUNK_BYTES);

@@ -7,7 +7,7 @@ use super::core::{Engine, From, Source, Targets};
 use crate::at::{At, WeightsAt};
 use crate::error::Result;
 use crate::gemms::Operand;
-use crate::kernels::{ColumnSumsCall, GateBackwardCall, InputGradientCall, ThroughCall};
+use crate::kernels::{ColumnSumsCall, GateBackwardCall, InputGradientCall, ThroughCall, WeightGradientCall};
 use crate::problem::Problem;
 
 impl Engine {
@@ -219,6 +219,17 @@ impl Engine {
         accumulate: bool,
     ) -> Result<()> {
         let Problem { rows, inputs, outputs, dtype, layout, .. } = self.problem;
+        if let (WeightsAt::Joined(to), Some(kernel)) = (to, &mut self.weight_gradient)
+            && to_dtype == dtype
+            && !accumulate
+        {
+            let (left, right) = if layout.is_linear() { (gradients, source.x) } else { (source.x, gradients) };
+            let call = WeightGradientCall { left, right, to };
+            if call.is_aligned(dtype.size_bytes()) {
+                // SAFETY: the caller's promise; calls on one stream share the products' workspace in turn.
+                return unsafe { kernel.launch(&self.gpu, stream, &call) };
+            }
+        }
         let parts: Vec<(At, At, usize)> = match to {
             WeightsAt::Joined(at) => vec![(gradients, at, 2 * outputs)],
             WeightsAt::Separate(halves) => {

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::gemms::{Gemms, Operand};
 use crate::kernels::{
     ColumnSums, Decode, DecodeSm90, ForwardSm90, GateBackward, GateForward, InputGradientSm90, ThroughSm90,
+    WeightGradientSm90,
 };
 use crate::problem::{Mode, Problem};
 use crate::route::Path;
@@ -70,6 +71,7 @@ pub(crate) struct Engine {
     pub(super) backward: Option<BackwardKernels>,
     pub(super) through: Option<Box<ThroughSm90>>,
     pub(super) input_gradient: Option<Box<InputGradientSm90>>,
+    pub(super) weight_gradient: Option<Box<WeightGradientSm90>>,
     pub(super) chunk: u64,
     pub(super) scratch: At,
 }
@@ -104,6 +106,7 @@ impl Engine {
             },
             through: None,
             input_gradient: None,
+            weight_gradient: None,
             backward: (mode != Mode::Inference).then(backward).transpose()?,
             chunk: workspace.ptr(regions.chunk),
             scratch: At { address: workspace.ptr(regions.scratch), row_stride: 2 * problem.outputs },
@@ -124,6 +127,15 @@ impl Engine {
     pub(crate) fn prepare_input_gradient(&mut self, progress: u64) -> Result<()> {
         if matches!(self.forward, Forward::Sm90(_)) && self.backward.is_some() {
             self.input_gradient = InputGradientSm90::new(&self.gpu, &self.problem, progress)?.map(Box::new);
+        }
+        Ok(())
+    }
+
+    /// Prepares dW in parts, where whole tiles divide badly. `arrived`: the address of its counters.
+    pub(crate) fn prepare_weight_gradient(&mut self, arrived: u64) -> Result<()> {
+        if matches!(self.forward, Forward::Sm90(_)) && self.backward.is_some() {
+            let kernel = WeightGradientSm90::new(&self.gpu, &self.problem, self.gemms.workspace(), arrived)?;
+            self.weight_gradient = kernel.map(Box::new);
         }
         Ok(())
     }

@@ -179,6 +179,33 @@ pub(crate) fn check<T: Number, G: Number>(gpu: &Gpu, case: &Case, accumulate: bo
     dz.host.clear();
 }
 
+/// dW in one tensor from pre-activations that are there, without dx.
+fn weight_gradient<T: Number, G: Number>(gpu: &Gpu, case: &Case, plan: &mut Plan) -> Vec<G> {
+    let [m, k, n] = case.size;
+    let x = Matrix::<T>::noise(gpu, [m, k], case.gap, 1, 1.0);
+    let weights = Parts::<T>::noise(gpu, case, 2, 2.0 / (k as f32).sqrt());
+    let dz = Matrix::<T>::noise(gpu, [m, n], case.gap, 6, 1.0);
+    let mut saved = Matrix::<T>::noise(gpu, [m, 2 * n], case.gap, 8, 1.0);
+    let mut d_weights = Parts::<G>::noise(gpu, case, 7, 0.1);
+    let inputs = Inputs { x: x.view("x"), weights: weights.views(), bias: None };
+    let d_weights_view = Some(d_weights.views_mut());
+    let mut gradients = Gradients { dx: None, d_weights: d_weights_view, d_bias: None, accumulate: false };
+    let mut view = saved.view_mut("saved");
+    let from = Preactivations::InPlace(&mut view);
+    plan.backward(&inputs, &dz.view("dz"), from, &mut gradients).expect("backward");
+    d_weights.0[0].download(gpu)
+}
+
+/// Whether dW in the dtype of x, which the layer may make in parts, is dW in f32, which it does not, and the same every time.
+pub(crate) fn check_weight_gradient<T: Number>(gpu: &Gpu, case: &Case) {
+    let problem = case.problem(<T as swiglu_kernel::kernel_core::Element>::DTYPE);
+    let mut plan = Plan::new(gpu, problem, Options { route: case.route, mode: case.mode }).expect("a plan");
+    let [first, second] = [(); 2].map(|()| weight_gradient::<T, T>(gpu, case, &mut plan));
+    assert!(first.iter().zip(&second).all(|(a, b)| a.widened() == b.widened()), "two calls of {case:?}");
+    let error = error(&first, &weight_gradient::<T, f32>(gpu, case, &mut plan));
+    assert!(error <= tolerance::<T>(), "dW of {case:?}: error {error:.2e}");
+}
+
 /// Whether a backward with dx gives the bits of one without, where the gate's derivative is a pass of its own.
 pub(crate) fn check_against_pass<T: Number>(gpu: &Gpu, case: &Case) {
     let problem = case.problem(<T as swiglu_kernel::kernel_core::Element>::DTYPE);

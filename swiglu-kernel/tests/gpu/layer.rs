@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use swiglu_kernel::kernel_core::half;
 use swiglu_kernel::{DType, Gate, Layout, Mode, Options, Order, Route, workspace_bytes};
 
-use crate::case::{Case, check, check_against_pass};
+use crate::case::{Case, check, check_against_pass, check_weight_gradient};
 use crate::support::gpu;
 
 const PLAIN: Case = Case {
@@ -118,6 +118,20 @@ fn the_derivative_beside_dx_agrees() {
         check_against_pass::<bf16>(&gpu, &Case { size, ..PLAIN });
         check::<bf16, bf16>(&gpu, &Case { size, ..PLAIN }, false);
     }
+}
+
+// Pairs of tiles of dW that are split in two on a device of 132 multiprocessors, behind one wave that is whole, or three behind two; an odd number of tile
+// rows, partial ones, columns, and a last stretch of the sums.
+#[test]
+fn weight_gradients_in_parts_agree() {
+    let Some(gpu) = gpu() else { return };
+    let case = Case { size: [8010, 1400, 2296], gap: 8, ..PLAIN };
+    check_weight_gradient::<bf16>(&gpu, &case);
+    check_weight_gradient::<f16>(
+        &gpu,
+        &Case { size: [8010, 4592, 700], layout: Layout::Linear(Order::GateSecond), ..case },
+    );
+    check_weight_gradient::<bf16>(&gpu, &Case { size: [8010, 1152, 4304], gap: 0, ..case });
 }
 
 #[test]
