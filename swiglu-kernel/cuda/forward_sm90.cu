@@ -12,69 +12,76 @@ struct ForwardParams {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// What a warp stores at a time, and its staging buffers, used in turn. More would cost the mainloop stages, which is slower.
-constexpr u32 SLICE = COLUMNS % 64 ? 32 : 64, BUFFERS = SLICE == 64 ? 2 : 3, BUFFER_BYTES = 16 * SLICE * 2, WARPS = WARPGROUP / WARP;
-typedef Mainloop<ELEMENT, Major::K, Major::WEIGHTS, Schedule::PING_PONG, CLUSTER_SIZE, WARPS * BUFFERS * BUFFER_BYTES, 2 * COLUMNS, 232> Loop;
+// What is stored at a time, and a warpgroup's staging buffers, used in turn. More would cost the mainloop stages, which is slower.
+constexpr u32 SLICE = COLUMNS % 64 ? 32 : 64, BUFFERS = SLICE == 64 ? 2 : 3, BUFFER_BYTES = 64 * SLICE * 2;
+// Who stores together: a warp its 16 rows, or, where three matrices leave, the warpgroup its 64: among so many stores the copy engine brings operands late.
+constexpr u32 STORERS = SAVE ? WARPGROUP : WARP, STORED_ROWS = STORERS / 2;
+typedef Mainloop<ELEMENT, Major::K, Major::WEIGHTS, Schedule::PING_PONG, CLUSTER_SIZE, BUFFERS * BUFFER_BYTES, 2 * COLUMNS, 232> Loop;
 static_assert(SLICE == Loop::TwoMatrices::BOX, "gate and up alternate as they are stored");
 
 struct ForwardEpilogue {
   const TensorMap &map_z, &map_gate, &map_up;
   const GemmShape& shape;
   const ForwardParams& params;
-  u32 warp, lane, turn;  // `turn`: the buffer of the next store
+  u32 thread, turn;  // of the warpgroup; the buffer of the next store
 
   DEV void begin() {}
   DEV void tile(float (&acc)[Loop::ACC], u32 m0, u32 n0, u32 staging) {
-    const u32 buffers = staging + warp * BUFFER_BYTES;
     if constexpr (WITH_BIAS) add_bias(acc, n0);
 #pragma unroll
     for (u32 i = 0; i < 2 * COLUMNS / SLICE; ++i) {  // the slices of the upper 64 rows, then those of the lower
       constexpr u32 ACROSS = COLUMNS / SLICE;
       const float *gate = acc + SLICE * i, *up = gate + SLICE / 2;
-      const int row = (int)(m0 + i / ACROSS * 64 + warp * 16), column = (int)(n0 + i % ACROSS * SLICE);
+      const int row = (int)(m0 + i / ACROSS * 64 + thread / STORERS * STORED_ROWS), column = (int)(n0 + i % ACROSS * SLICE);
       u32 packed[SLICE / 4];
 #pragma unroll
       for (u32 j = 0; j < SLICE / 4; ++j)
         packed[j] = ELEMENT::pack(activate<Gate::ACTIVATION, false>(gate[2 * j]) * up[2 * j], activate<Gate::ACTIVATION, false>(gate[2 * j + 1]) * up[2 * j + 1]);
-      if (!SAVE || params.with_z) store(buffers, packed, map_z, column, row);
+      if (!SAVE || params.with_z) store(staging, packed, map_z, column, row);
       if constexpr (SAVE) {
         pack(packed, gate);
-        store(buffers, packed, map_gate, column, row);
+        store(staging, packed, map_gate, column, row);
         pack(packed, up);
-        store(buffers, packed, map_up, column, row);
+        store(staging, packed, map_up, column, row);
       }
     }
   }
   DEV void finish() {
-    if (lane == 0) tma::wait_all();
+    if (thread % STORERS == 0) tma::wait_all();
   }
 
   static DEV void pack(u32 (&packed)[SLICE / 4], const float* values) {
 #pragma unroll
     for (u32 i = 0; i < SLICE / 4; ++i) packed[i] = ELEMENT::pack(values[2 * i], values[2 * i + 1]);
   }
-  // 16 rows x SLICE columns, through the warp's next buffer, in the swizzle of rows of its width.
-  DEV void store(u32 buffers, const u32 (&packed)[SLICE / 4], const TensorMap& map, int column, int row) {
-    const u32 buffer = buffers + turn * WARPS * BUFFER_BYTES, in_buffer = lane & 15, swizzle = SLICE == 64 ? in_buffer & 7 : in_buffer >> 1 & 3;
+  // By the mainloop's barrier of this warpgroup, which is as free as its sums.
+  static DEV void meet() {
+    if constexpr (STORERS == WARPGROUP) named_barrier(threadIdx.x / WARPGROUP, WARPGROUP);
+    else __syncwarp();
+  }
+  // STORED_ROWS x SLICE columns, through the next buffer, in the swizzle of rows of its width.
+  DEV void store(u32 staging, const u32 (&packed)[SLICE / 4], const TensorMap& map, int column, int row) {
+    const u32 lane = thread % WARP, in_buffer = thread / WARP * 16 + (lane & 15), swizzle = SLICE == 64 ? in_buffer & 7 : in_buffer >> 1 & 3;
+    const u32 buffer = staging + turn * BUFFER_BYTES, part = buffer + thread / STORERS * STORED_ROWS * SLICE * 2;
     turn = (turn + 1) % BUFFERS;
-    if (lane == 0) tma::wait_read<BUFFERS - 1>();
-    __syncwarp();
+    if (thread % STORERS == 0) tma::wait_read<BUFFERS - 1>();
+    meet();
 #pragma unroll
     for (u32 j = 0; j < SLICE / 16; ++j) {
       const u32 chunk = (j * 2 + (lane >> 4)) ^ swizzle;
       store_matrix_x4(buffer + in_buffer * SLICE * 2 + (chunk << 4), packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]);
     }
     fence_async_shared();
-    __syncwarp();
-    if (lane == 0) {
-      tma::store_2d(&map, buffer, column, row);
+    meet();
+    if (thread % STORERS == 0) {
+      tma::store_2d(&map, part, column, row);
       tma::commit();
     }
   }
   DEV void add_bias(float (&acc)[Loop::ACC], u32 n0) const {
 #pragma unroll
     for (u32 j = 0; j < COLUMNS / 8; ++j) {
-      const u32 column = n0 + 8 * j + 2 * (lane % 4);  // even, as N is: both or none exist
+      const u32 column = n0 + 8 * j + 2 * (thread % 4);  // even, as N is: both or none exist
       constexpr u32 EIGHTS = SLICE / 8;
       float* sums = acc + j / EIGHTS * SLICE + j % EIGHTS * 4;
       if (column >= shape.n) continue;
@@ -96,7 +103,7 @@ swiglu_forward_sm90(const __grid_constant__ TensorMap x, const __grid_constant__
                     const __grid_constant__ TensorMap z, const __grid_constant__ TensorMap gate, const __grid_constant__ TensorMap up,
                     const __grid_constant__ GemmShape shape, const __grid_constant__ ForwardParams params) {
   extern __shared__ __align__(1024) u8 shared[];
-  ForwardEpilogue epilogue = {z, gate, up, shape, params, threadIdx.x / WARP % 4, threadIdx.x % WARP, 0};
+  ForwardEpilogue epilogue = {z, gate, up, shape, params, threadIdx.x % WARPGROUP, 0};
   Loop(shared).run(x, Loop::TwoMatrices{w_gate, w_up}, shape, epilogue);
 }
 #endif

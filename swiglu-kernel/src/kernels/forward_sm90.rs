@@ -99,7 +99,9 @@ impl ForwardSm90 {
         let Problem { rows, inputs, outputs, dtype, layout, .. } = *problem;
         let slice = if tile.columns.is_multiple_of(64) { 64 } else { 32 };
         let weights = |at| weights(problem, at).boxes(if layout.is_linear() { [64, slice] } else { [slice, 64] });
-        let piece = |at: At| at.matrix(dtype, rows, outputs).boxes([slice, 16]);
+        // `STORED_ROWS` of the kernel.
+        let stored = if call.saved.is_some() { 64 } else { 16 };
+        let piece = |at: At| at.matrix(dtype, rows, outputs).boxes([slice, stored]);
         // A map that is never followed may be any valid one: of z for the pre-activations, of the gate's for z.
         let [gate_saved, up_saved] = call.saved.unwrap_or([call.z, call.z]);
         let z = if call.z.address == 0 { gate_saved } else { call.z };
