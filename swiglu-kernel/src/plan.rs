@@ -247,7 +247,8 @@ impl Plan {
     /// With g and u the pre-activations of gate and up: dg = dz ⊙ u ⊙ act'(g), du = dz ⊙ act(g), dx = dg·W_gateᵀ + du·W_upᵀ, dW = xᵀ·[dg, du],
     /// db = column sums of [dg, du]. dg and du are rounded to the dtype.
     ///
-    /// Where dx's tiles fill a Hopper GPU, one launch makes dg, du and dx. Elsewhere dg and du are a pass over memory, and with weights in two tensors
+    /// Where dx's tiles fill a Hopper GPU, one launch makes dg, du and dx; where those of dW, in one tensor of the dtype, divide badly among its SMs, some are
+    /// summed in parts, in f32 and a fixed order. Elsewhere dg and du are a pass over memory, and with weights in two tensors
     /// dx is the sum of two products, the first of which is rounded to the dtype before the second is added. A gradient
     /// that accumulates in 16 bits is rounded at every call; one in f32 is not. Computing the pre-activations again takes the forward's route and
     /// gives the bits that it would have saved. In [`Mode::Recompute`] large problems are taken in slices of the N features, over which dx is summed in
