@@ -52,16 +52,16 @@ constexpr u32 MAX_WARPGROUPS = 3, MAX_SLOTS = 32;
 // Of a slot by a consumer: by one thread when only the tensor cores have read it, else by each warp.
 constexpr u32 RELEASES = NORMALIZED ? WARPGROUP / WARP : 1;
 
-// What the producer says of a tile: how many tokens in bits 0 .. 7, whether it is two, three or four quarters wide, flags, the first token
-// (in 16 bits: MAX_DOC_TOKENS of the launcher).
+// What the producer says of a tile: how many tokens in bits 0 .. 7, whether it is two, three or four quarters wide, flags.
 constexpr u32 TOKENS_MASK = 0xff, TWO = 1u << 8, THREE = 1u << 9, FOUR = 1u << 10, LAST_TILE = 1u << 11, MASKED = 1u << 12, NEW_QUERIES = 1u << 13,
-              STOP = 1u << 14, NO_TOKENS = 1u << 15, FIRST_SHIFT = 16;
+              STOP = 1u << 14, NO_TOKENS = 1u << 15;
 static_assert(FULL <= TOKENS_MASK, "a tile's tokens fit their bits");
 // Of a tile that is not there yet; and what is more than a tile to be multiplied, UNKNOWN among it.
 constexpr u32 UNKNOWN = ~0u, SPECIAL = NEW_QUERIES | STOP | NO_TOKENS;
 struct alignas(16) TileInfo {
-  u32 about, from, doc, spare;  // `from`: the low half of the tile's descriptor
+  u32 about, from, doc, first;  // `from`: the low half of the tile's descriptor; `first`: its first token of the document
 };
+constexpr u32 FIRST_AT = 12;  // of `first` in it
 DEV u32 columns_of(u32 quarters) { return quarters == 4 ? FULL : quarters * QUARTER; }
 // The first of the columns that are copied so that they end with the last token.
 DEV constexpr u32 tail_of(u32 quarters) { return quarters < 2 ? FULL : quarters == 2 ? QUARTER : 2 * QUARTER; }
@@ -248,7 +248,7 @@ struct Producer {
     const u32 slots = IN_REGISTERS || left == 0 ? 1 : k_blocks_of(params);
     const bool last = left <= FULL, early = last && feed.token > 0;
     const u32 token = early ? doc.end - columns : feed.token, tokens = early ? columns : min_of(left, FULL), row = doc.row + token;
-    const u32 about = token << FIRST_SHIFT | doc.flags | (last ? LAST_TILE : 0) | width | tokens;
+    const u32 about = doc.flags | (last ? LAST_TILE : 0) | width | tokens;
     // Two copies, or one.
     const bool whole = tokens == FULL || masked, two = quarters > 1 && !whole;
     const TensorMap* head = whole ? &map_full : quarters > 2 ? &map_half : &map_quarter;
@@ -260,7 +260,7 @@ struct Producer {
       mbarrier::wait(shared_address(control.empty + slot), feed.at.parity ^ 1);
       if (elect()) {
         const u32 to = ring_of(control) + slot * SLOT_BYTES;
-        control.tiles[slot] = {about, (u32)wgmma::descriptor_k_major(to), doc.unit.doc, 0};
+        control.tiles[slot] = {about, (u32)wgmma::descriptor_k_major(to), doc.unit.doc, token};
         if (left == 0) mbarrier::arrive(barrier);
         else {
           mbarrier::expect_bytes(barrier, HELD_BLOCKS * columns * BLOCK_BYTES);
@@ -391,14 +391,14 @@ struct Positive {
   }
 };
 
-// Takes the best of a tile's columns, of which those from `tail` on end with its last token.
-DEV void take(Found& found, const float (&best)[2], const float (&first)[2], const float (&pair)[2], u32 about, u32 columns, u32 tail) {
+// Takes the best of a tile's columns, from token `first` on, of which those from `tail` on end with its last token.
+DEV void take(Found& found, const float (&best)[2], const float (&left)[2], const float (&pair)[2], u32 first, u32 about, u32 columns, u32 tail) {
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
     if (WITH_ARGMAX && best[r] > found.value[r]) {
-      u32 token = (about >> FIRST_SHIFT) + threadIdx.x % 4 * 2 + (u32)(int)pair[r];
+      u32 token = first + threadIdx.x % 4 * 2 + (u32)(int)pair[r];
       if (pair[r] >= tail) token -= columns - (about & TOKENS_MASK);
-      found.index[r] = (int)token + (first[r] == best[r] ? 0 : 1);
+      found.index[r] = (int)token + (left[r] == best[r] ? 0 : 1);
     }
     found.value[r] = max_nan(found.value[r], best[r]);
   }
@@ -444,6 +444,7 @@ struct Consumer {
   u32 begin;  // of this warpgroup's ring: its first slot
   Ring at;
   u32 about, from;  // the next tile, or UNKNOWN
+  u32 first;        // token of the tile that is multiplied
   u32 results;      // so far
   u32 thread;       // of the warpgroup
   u32 result;       // where this thread's bests go
@@ -478,12 +479,12 @@ struct Consumer {
 
   // Of the tile in slot `stage`.
   DEV const float* write_factors(u32 stage, u32 about) const {
-    const u32 doc = control.tiles[stage].doc, tokens = about & TOKENS_MASK;
+    const u32 doc = control.tiles[stage].doc, first = control.tiles[stage].first, tokens = about & TOKENS_MASK;
     float* factors = control.factors[warpgroup];
     named_barrier(warpgroup + 1, WARPGROUP);  // those of the tile before have been read
 #pragma unroll 1
     for (u32 column = threadIdx.x % WARPGROUP; column < FULL; column += WARPGROUP) {
-      const u32 token = (about >> FIRST_SHIFT) + column;
+      const u32 token = first + column;
       const bool counts = column < tokens && params.docs.keeps(doc, token);
       factors[column] = !counts ? -1.f : params.docs.scales ? params.docs.scales[params.docs.start(doc) + token] : 1.f;
     }
@@ -530,6 +531,7 @@ struct Consumer {
     const u32 of = about;
     multiply<COLUMNS>(acc, fragments);
     const u32 stage = at.stage;
+    if (WITH_ARGMAX) first = load_shared(shared_address(control.tiles) + (u32)sizeof(TileInfo) * stage + FIRST_AT);
     advance();
     look_ahead();
     if (of & LAST_TILE) wait_result();
@@ -552,7 +554,7 @@ struct Consumer {
       Positive positive(found.minus_zero);
       positive.search<FULL>(acc);
       if (!positive.best(best)) break;
-      take(found, best, positive.first, positive.pair, of, FULL, tail_of(4));
+      take(found, best, positive.first, positive.pair, first, of, FULL, tail_of(4));
       if (of & LAST_TILE) finish(found);
       of = UNKNOWN;
     } while ((about & (SPECIAL | FOUR)) == FOUR);
@@ -561,15 +563,15 @@ struct Consumer {
       apply<FULL>(acc, write_factors(stage, of));
       release(stage);
     }
-    float first[2], pair[2];
-    search_any<FULL>(acc, best, first, pair);
-    take(found, best, first, pair, of, FULL, of & MASKED ? FULL : tail_of(4));
+    float left[2], pair[2];
+    search_any<FULL>(acc, best, left, pair);
+    take(found, best, left, pair, first, of, FULL, of & MASKED ? FULL : tail_of(4));
     if (of & LAST_TILE) finish(found);
   }
 
   // A tile of fewer columns.
   template <u32 COLUMNS, u32 HELD> DEV void narrow_tile(const u32 (&fragments)[HELD][4], Found& found) {
-    float acc[COLUMNS / 2], best[2], first[2], pair[2];
+    float acc[COLUMNS / 2], best[2], left[2], pair[2];
     const u32 of = about, tokens = of & TOKENS_MASK, stage = product<COLUMNS>(acc, fragments);
     if (NORMALIZED) scale<COLUMNS>(acc, norms_of(params, control, stage));
     release(stage);
@@ -578,9 +580,9 @@ struct Consumer {
     positive.search<COLUMNS>(acc);
     if (COLUMNS == QUARTER ? positive.best_of_quads(best) : positive.best(best)) {
 #pragma unroll
-      for (u32 r = 0; r < 2; ++r) first[r] = positive.first[r], pair[r] = positive.pair[r];
-    } else search_any<COLUMNS>(acc, best, first, pair);
-    take(found, best, first, pair, of, COLUMNS, tail_of(COLUMNS / QUARTER));
+      for (u32 r = 0; r < 2; ++r) left[r] = positive.first[r], pair[r] = positive.pair[r];
+    } else search_any<COLUMNS>(acc, best, left, pair);
+    take(found, best, left, pair, first, of, COLUMNS, tail_of(COLUMNS / QUARTER));
     if (of & LAST_TILE) finish(found);
   }
 
@@ -853,7 +855,7 @@ maxsim_forward_sm90(const __grid_constant__ TensorMap map_queries, const __grid_
     const u32 thread = kept(threadIdx.x % WARPGROUP), row = thread / WARP * 16 + thread % WARP / 4;
     const u32 result = kept(shared_address(control.results[w][0].best[row]) + thread % 4 * 4);
     const u32 barriers = kept(shared_address(control.result_full[w]));
-    Consumer consumer = {params, control, w, first_slot, {first_slot, 0}, 0, 0, 0, thread, result, barriers};
+    Consumer consumer = {params, control, w, first_slot, {first_slot, 0}, 0, 0, 0, 0, thread, result, barriers};
     consumer.run();
   }
 }

@@ -6,9 +6,7 @@ use kernel_core::{Arch, DType, Element, Gpu, MatrixView, MatrixViewMut, VectorVi
 use crate::backward::Backward;
 use crate::error::Result;
 use crate::io::{Gradients, Inputs};
-use crate::kernels::{
-    ForwardParams, MAX_DOC_TOKENS, MaskParams, NormParams, Prepare, ReduceParams, ScheduleParams, TextsArg,
-};
+use crate::kernels::{ForwardParams, MaskParams, NormParams, Prepare, ReduceParams, ScheduleParams, TextsArg};
 use crate::problem::{BackwardRoute, Options, Pairing, Problem, Route, shape};
 use crate::scorer::{Scorer, Scratch};
 use crate::tables::Tables;
@@ -66,9 +64,9 @@ impl std::fmt::Debug for Plan {
     }
 }
 
-/// The one place where dtype, device, the documents' lengths and wish become a route.
-fn resolve(arch: Arch, dtype: DType, longest_doc: usize, route: Route) -> Result<Route> {
-    let hopper = arch.has_wgmma() && dtype != DType::F32 && longest_doc <= MAX_DOC_TOKENS;
+/// The one place where dtype, device and wish become a route.
+fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Route> {
+    let hopper = arch.has_wgmma() && dtype != DType::F32;
     match route {
         Route::Auto if hopper => Ok(Route::Hopper),
         Route::Auto | Route::Portable => Ok(Route::Portable),
@@ -77,11 +75,6 @@ fn resolve(arch: Arch, dtype: DType, longest_doc: usize, route: Route) -> Result
             let expected = "f16 or bf16 (f32 has the route portable)".to_owned();
             Err(kernel_core::Error::DType { what: "route hopper", found: dtype, expected }.into())
         }
-        Route::Hopper if arch.has_wgmma() => Err(shape(
-            "route hopper",
-            format!("a document of {longest_doc} tokens"),
-            format!("at most {MAX_DOC_TOKENS} (longer ones have the route portable)"),
-        )),
         Route::Hopper => Err(kernel_core::Error::UnsupportedDevice {
             needs: "sm_90a for the route hopper".to_owned(),
             found: arch.to_string(),
@@ -105,7 +98,7 @@ fn design(gpu: &Gpu, problem: &Problem, options: Options) -> Result<(Route, Back
         BackwardRoute::Unified => BackwardRoute::Unified,
         BackwardRoute::Auto | BackwardRoute::LowMemory => BackwardRoute::LowMemory,
     };
-    Ok((resolve(info.arch(), problem.dtype, problem.docs.longest(), options.route)?, backward))
+    Ok((resolve(info.arch(), problem.dtype, options.route)?, backward))
 }
 
 /// Bytes of the workspace that a plan will allocate, without making it. Outputs, inputs and the plan's tables (offsets and the like, a few
@@ -123,7 +116,7 @@ impl Plan {
     /// Decides, compiles, uploads the tables and allocates.
     ///
     /// # Errors
-    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem or documents too long for the route, `DType` for a route that the dtype does not
+    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `DType` for a route that the dtype does not
     /// have, `UnsupportedDevice`, `MissingLibrary` without NVRTC, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let (route, backward) = design(gpu, &problem, options)?;
@@ -374,17 +367,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn routes_resolve_by_architecture_dtype_and_length() {
+    fn routes_resolve_by_architecture_and_dtype() {
         let (hopper, ada) = (Arch::parse("sm_90a").unwrap(), Arch::parse("sm_89").unwrap());
-        assert_eq!(resolve(hopper, DType::Bf16, 300, Route::Auto).unwrap(), Route::Hopper);
-        assert_eq!(resolve(hopper, DType::Bf16, 65_536, Route::Hopper).unwrap(), Route::Hopper);
-        assert_eq!(resolve(hopper, DType::Bf16, 65_537, Route::Auto).unwrap(), Route::Portable);
-        assert_eq!(resolve(hopper, DType::F32, 300, Route::Auto).unwrap(), Route::Portable);
-        assert_eq!(resolve(ada, DType::F16, 300, Route::Auto).unwrap(), Route::Portable);
-        assert_eq!(resolve(hopper, DType::F16, 300, Route::Portable).unwrap(), Route::Portable);
-        assert!(resolve(hopper, DType::F32, 300, Route::Hopper).unwrap_err().to_string().contains("f32"));
-        assert!(resolve(ada, DType::F16, 300, Route::Hopper).unwrap_err().to_string().contains("sm_89"));
-        assert!(resolve(hopper, DType::F16, 65_537, Route::Hopper).unwrap_err().to_string().contains("65537 tokens"));
+        assert_eq!(resolve(hopper, DType::Bf16, Route::Auto).unwrap(), Route::Hopper);
+        assert_eq!(resolve(hopper, DType::F32, Route::Auto).unwrap(), Route::Portable);
+        assert_eq!(resolve(ada, DType::F16, Route::Auto).unwrap(), Route::Portable);
+        assert_eq!(resolve(hopper, DType::F16, Route::Portable).unwrap(), Route::Portable);
+        assert!(resolve(hopper, DType::F32, Route::Hopper).unwrap_err().to_string().contains("f32"));
+        assert!(resolve(ada, DType::F16, Route::Hopper).unwrap_err().to_string().contains("sm_89"));
     }
 
     #[test]

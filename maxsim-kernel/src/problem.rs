@@ -311,10 +311,10 @@ impl Problem {
 /// Which kernels compute the scores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Route {
-    /// The fastest that the device, the dtype and the documents' lengths allow.
+    /// The fastest that the device and the dtype allow.
     #[default]
     Auto,
-    /// On Hopper, f16 and bf16, documents of at most 65,536 tokens: tensor cores fed by the bulk copy engine, by warpgroup products but where few query rows
+    /// On Hopper, f16 and bf16: tensor cores fed by the bulk copy engine, by warpgroup products but where few query rows
     /// meet many documents.
     Hopper,
     /// On any GPU from sm_80, every dtype: f16 and bf16 on tensor cores (rows that begin at no multiple of 16 bytes though d is a multiple of 8:

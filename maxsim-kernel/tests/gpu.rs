@@ -205,6 +205,32 @@ fn crowded_documents_and_long_texts_are_exact() {
     }
 }
 
+/// Most bests lie beyond token 65,536: in a batch, of one query (streamed, and with masks not), of d above 128.
+#[test]
+fn choices_far_into_a_document_are_exact() {
+    let Some(gpu) = gpu() else { return };
+    let sizes = [(5, 30, 32), (1, 20, 48), (1, 20, 136), (1, 70, 136)];
+    for (queries, dim) in sizes.map(|(count, length, dim)| (Spans::padded(count, length), dim)) {
+        for masks in [(false, false), (false, true)] {
+            let docs = Spans::of_lengths([5, 140_000]);
+            run_exact::<bf16>(&gpu, &Case { queries: queries.clone(), docs, dim, masks, ..Case::default() });
+        }
+    }
+    for (queries, dim) in [(Spans::padded(2, 40), 64), (Spans::padded(1, 20), 136)] {
+        let docs = Spans::of_lengths([5, 70_000]);
+        let case = Case {
+            queries,
+            docs,
+            dim,
+            normalize: true,
+            masks: (false, true),
+            numbers: Numbers::Normal,
+            ..Case::default()
+        };
+        run_near::<bf16>(&gpu, &case);
+    }
+}
+
 #[test]
 fn what_is_not_finite_reaches_the_scores_it_touches_and_no_other() {
     let Some(gpu) = gpu() else { return };

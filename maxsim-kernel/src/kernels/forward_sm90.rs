@@ -112,9 +112,6 @@ fn query_bytes(dim: usize) -> usize {
     dim.div_ceil(BLOCK) * TILE_ROWS * BLOCK_BYTES
 }
 
-/// Tokens of the longest document: the kernel keeps in 16 bits where a tile begins.
-pub(crate) const MAX_DOC_TOKENS: usize = 1 << 16;
-
 /// `HopperParams` of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

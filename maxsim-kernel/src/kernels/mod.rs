@@ -17,7 +17,7 @@ pub(crate) use backward_queries::BackwardQueries;
 pub(crate) use finish_gradients::{FinishGradients, FinishParams};
 pub(crate) use forward_mma::ForwardMma;
 pub(crate) use forward_portable::ForwardPortable;
-pub(crate) use forward_sm90::{ForwardSm90, HopperParams, MAX_DOC_TOKENS, RowsAt, Shape, maps, row_map};
+pub(crate) use forward_sm90::{ForwardSm90, HopperParams, RowsAt, Shape, maps, row_map};
 pub(crate) use forward_stream::{ForwardStream, StreamParams, StreamShape, join_bytes};
 pub(crate) use params::{ForwardParams, GradientParams, ItemsArg, MeetingsArg, TextsArg, pairing_code};
 pub(crate) use prepare::{MaskParams, NormParams, PadParams, Prepare, ReduceParams, ScheduleParams};
