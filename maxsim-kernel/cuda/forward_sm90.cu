@@ -17,6 +17,7 @@
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma_narrow.cuh"
+#include "sm90/ring.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 typedef ELEMENT E;
@@ -84,13 +85,6 @@ DEV bool elect() {
   return elected != 0;
 }
 
-struct Ring {
-  u32 stage, parity;
-  DEV void next(u32 slots) {
-    if (++stage == slots) stage = 0, parity ^= 1;
-  }
-};
-
 // A document whose turn is near.
 struct Upcoming {
   u32 row, end;  // its first row, one past its last token
@@ -100,7 +94,7 @@ struct Upcoming {
 
 // A ring as the producer sees it, and the document that it is being filled with.
 struct Feed {
-  Ring at;
+  RingPlace at;
   u32 loads;     // of queries
   u32 docs;      // so far
   u32 token;     // the next
@@ -442,7 +436,7 @@ struct Consumer {
   Control& control;
   u32 warpgroup;
   u32 begin;  // of this warpgroup's ring: its first slot
-  Ring at;
+  RingPlace at;
   u32 about, from;  // the next tile, or UNKNOWN
   u32 first;        // token of the tile that is multiplied
   u32 results;      // so far
