@@ -64,17 +64,15 @@ impl Division {
     fn choose([rows, columns, depth]: [usize; 3], sm_count: u32) -> Option<Self> {
         let clusters = (sm_count / CLUSTER) as usize;
         let pairs = rows.div_ceil(TILE[0]) * columns.div_ceil(2 * TILE[1]);
-        let split = pairs.checked_rem(clusters)?;
-        let parts = clusters.checked_div(split).filter(|&parts| parts > 1)?;
-        let (waves, stages) = (pairs / clusters, depth.div_ceil(STAGE));
+        let (waves, stages) = (pairs.checked_div(clusters)?, depth.div_ceil(STAGE));
+        let split = pairs % clusters;
+        // A part without a stage would have nothing to wait for.
+        let parts = clusters.checked_div(split)?.min(stages);
         let area = 2 * clusters * TILE[0] * TILE[1];
         let (useful, unsplit) = (rows * columns * stages, area * (waves + 1) * stages);
         let spent = area * (waves * stages + stages.div_ceil(parts) + ADDING);
-        (useful * 100 <= unsplit * 85 && useful * 100 >= spent * 95).then_some(Self {
-            whole: waves * clusters,
-            split,
-            parts,
-        })
+        let pays = parts > 1 && useful * 100 <= unsplit * 85 && useful * 100 >= spent * 95;
+        pays.then_some(Self { whole: waves * clusters, split, parts })
     }
 
     fn sums_bytes(&self) -> usize {
@@ -157,6 +155,8 @@ mod tests {
         assert_eq!((division(8192, 4096, 11_008), division(4096, 1024, 4096)), (None, None));
         assert_eq!(Division::choose([1152, 8608, 64], 132), None, "adding up would take longer");
         assert_eq!(Division::choose([1152, 8608, 16_384], 1), None, "no clusters");
+        let of_a_stage = Division { whole: 330, split: 2, parts: 32 };
+        assert_eq!(Division::choose([512, 83 * 512, 2048], 132), Some(of_a_stage), "no part without one");
     }
 
     #[test]
