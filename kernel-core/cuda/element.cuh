@@ -3,7 +3,7 @@
 #include "base.cuh"
 #include "ptx/math.cuh"
 
-enum class Kind { F32, F16, BF16, E4M3 };
+enum class Kind { F32, F16, BF16, E4M3, E5M2_BY_E4M3 };
 
 struct F32 {
   static constexpr Kind KIND = Kind::F32;
@@ -27,5 +27,10 @@ struct F16 {
 };
 struct E4M3 {
   static constexpr Kind KIND = Kind::E4M3;
+  typedef u8 Storage;
+};
+// A of e5m2, B of e4m3.
+struct E5M2ByE4M3 {
+  static constexpr Kind KIND = Kind::E5M2_BY_E4M3;
   typedef u8 Storage;
 };

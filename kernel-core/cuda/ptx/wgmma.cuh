@@ -58,7 +58,8 @@ template <u32 N> DEV void tie(float (&d)[N]) {
 #define WGMMA_OF(COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B)                                          \
   if constexpr (E::KIND == Kind::BF16) WGMMA_16("bf16", COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B);   \
   else if constexpr (E::KIND == Kind::F16) WGMMA_16("f16", COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B); \
-  else WGMMA("m64n" COLUMNS "k32", "e4m3.e4m3", SUMS, A, B, ADD, "")
+  else if constexpr (E::KIND == Kind::E4M3) WGMMA("m64n" COLUMNS "k32", "e4m3.e4m3", SUMS, A, B, ADD, ""); \
+  else WGMMA("m64n" COLUMNS "k32", "e5m2.e4m3", SUMS, A, B, ADD, "")
 
 // d[OFFSET .. OFFSET + WIDTH / 2] = (accumulate ? itself : 0) + A (64 x 32 bytes of K) * B (32 bytes of K x WIDTH), WIDTH 128, 192 or 256.
 // A_MN / B_MN: the operand is stored MN-major (16-bit types only).

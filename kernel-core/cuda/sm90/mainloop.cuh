@@ -3,12 +3,14 @@
 // One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each compute 128 x TILE_N outputs:
 //   PING_PONG    each owns a whole tile of 128 x TILE_N, and they take turns on the tensor cores, so that one's epilogue runs under the other's
 //                mainloop: for short K or a long epilogue;
-//   COOPERATIVE  they share a tile of 256 x TILE_N, upper and lower half: a quarter less traffic into shared memory, the epilogue exposed: for long K.
+//   COOPERATIVE  they share a tile of 256 x TILE_N, upper and lower half: a quarter less traffic into shared memory, the epilogue exposed: for long K;
+//   ROUNDED      they share a tile of 128 x TILE_N, upper and lower half, and add its sums up in f32 registers every ROUNDED_BYTES along K: for long sums of
+//                8-bit operands, of which tensor cores keep 14 bits, and truncate.
 // What happens to a finished tile is the Epilogue's business:
 //
 //   struct Epilogue {
 //     DEV void begin();                                               // once, when the results of earlier launches may be read
-//     DEV void tile(float (&acc)[ACC], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, origin of its 128 x TILE_N in the output
+//     DEV void tile(float (&acc)[ACC], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, origin of its 128 (64 ROUNDED) x TILE_N in the output
 //     DEV void finish();                                              // once, after the consumer's last tile
 //   };
 //
@@ -26,7 +28,7 @@
 // How an operand lies in memory: K_MAJOR has K contiguous ([M, K] or [N, K]), MN_MAJOR has M or N contiguous ([K, M] or [K, N]).
 enum class Major { K, MN };
 
-enum class Schedule { PING_PONG, COOPERATIVE };
+enum class Schedule { PING_PONG, COOPERATIVE, ROUNDED };
 
 struct GemmShape {
   u32 m, n, k;               // of this launch
@@ -63,11 +65,12 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
           u32 CONSUMER_REGISTERS = TILE_N_ == 192 ? 240 : 232, bool SUMS_DIE = false>
 struct Mainloop {
   typedef E_ E;
-  static constexpr bool PING_PONG = SCHEDULE == Schedule::PING_PONG, A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
+  static constexpr bool PING_PONG = SCHEDULE == Schedule::PING_PONG, ROUNDED = SCHEDULE == Schedule::ROUNDED, A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
   static constexpr u32 CLUSTER = CLUSTER_, STAGING_BYTES = STAGING_BYTES_, CONSUMERS = 2, THREADS = (1 + CONSUMERS) * WARPGROUP;
-  static constexpr u32 TILE_M = PING_PONG ? 128 : 256, TILE_N = TILE_N_;
+  static constexpr u32 TILE_M = PING_PONG || ROUNDED ? 128 : 256, TILE_N = TILE_N_, CONSUMER_M = ROUNDED ? 64 : 128;
   static_assert(TILE_N == 128 || TILE_N == 192, "no such instruction here");
-  static constexpr u32 ACC = TILE_N;  // accumulators of a thread
+  static constexpr u32 ACC = TILE_N * CONSUMER_M / 128;  // accumulators of a thread
+  static constexpr u32 ROUNDED_BYTES = 256;
   static constexpr u32 PRODUCER_REGISTERS = THREADS / WARPGROUP * 168 - CONSUMERS * CONSUMER_REGISTERS;  // a launch gives every thread 168
   static constexpr u32 TILE_K = 128 / sizeof(typename E::Storage);  // a row of a stage is 128 bytes
   static constexpr u32 HALF_BYTES = 64 * 128, A_BYTES = TILE_M * 128, B_BYTES = TILE_N * 128;
@@ -176,7 +179,7 @@ struct Mainloop {
     for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
       const bool add = accumulate || i != 0;
       wgmma::m64<TILE_N, E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
-      wgmma::m64<TILE_N, E, ACC / 2, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
+      if constexpr (!ROUNDED) wgmma::m64<TILE_N, E, ACC / 2, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
     }
     wgmma::commit();
   }
@@ -248,17 +251,31 @@ struct Mainloop {
         named_barrier(1 + consumer, WARPGROUP);
       }
       at = at.broadcast();
-      walk_stages<SUMS_DIE>(
-          at, STAGES, full, k_blocks,
-          [&](u32 stage, u32 k) {
-            if (PING_PONG && k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));
-            multiply_stage<A_MN, B_MN, SourceB::BOX>(acc, a + stage * A_BYTES + (PING_PONG ? 0 : consumer * 2 * HALF_BYTES), b + stage * B_BYTES, k != 0);
-          },
-          [&](u32 stage) { release(stage, thread); });
-      wgmma::tie(acc);
-      if (PING_PONG) at.skip(k_blocks, STAGES);  // the other consumer's tile
-      const u32 m0 = (tile.row * CLUSTER + rank) * TILE_M + (PING_PONG ? 0 : consumer * 128);
-      epilogue.tile(acc, m0, tile.col * SourceB::OUTPUT_N, staging + consumer * STAGING_BYTES);
+      const auto multiply = [&](u32 stage, u32 k) {
+        if (PING_PONG && k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));
+        multiply_stage<A_MN, B_MN, SourceB::BOX>(acc, a + stage * A_BYTES + (PING_PONG ? 0 : consumer * (CONSUMER_M * 128)), b + stage * B_BYTES, k != 0);
+      };
+      const auto free = [&](u32 stage) { release(stage, thread); };
+      const auto close = [&](float (&values)[ACC]) {
+        const u32 m0 = (tile.row * CLUSTER + rank) * TILE_M + (PING_PONG ? 0 : consumer * CONSUMER_M);
+        epilogue.tile(values, m0, tile.col * SourceB::OUTPUT_N, staging + consumer * STAGING_BYTES);
+      };
+      if constexpr (ROUNDED) {
+        float sum[ACC] = {};
+#pragma unroll 1
+        for (u32 k = 0; k < k_blocks; k += ROUNDED_BYTES / 128) {
+          walk_stages<true>(at, STAGES, full, min_of(ROUNDED_BYTES / 128, k_blocks - k), multiply, free);
+          wgmma::tie(acc);
+#pragma unroll
+          for (u32 i = 0; i < ACC; ++i) sum[i] += acc[i];
+        }
+        close(sum);
+      } else {
+        walk_stages<SUMS_DIE>(at, STAGES, full, k_blocks, multiply, free);
+        wgmma::tie(acc);
+        if (PING_PONG) at.skip(k_blocks, STAGES);  // the other consumer's tile
+        close(acc);
+      }
     }
     epilogue.finish();
   }

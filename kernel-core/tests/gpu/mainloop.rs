@@ -1,4 +1,4 @@
-//! The Hopper mainloop by itself: both schedules, clusters, the layouts and widths, against exact sums of small integers.
+//! The Hopper mainloop by itself: all schedules, clusters, the layouts and widths, against exact sums of small integers.
 
 use half::bf16;
 use kernel_core::compile::{CubinCache, compile_in};
@@ -22,9 +22,9 @@ struct Store {
   const GemmShape& shape;
   u32 warp, lane;
   DEV void begin() {}
-  DEV void tile(float (&acc)[COLUMNS], u32 m0, u32 n0, u32) {
+  DEV void tile(float (&acc)[Loop::ACC], u32 m0, u32 n0, u32) {
 #pragma unroll
-    for (u32 i = 0; i < COLUMNS; ++i) {
+    for (u32 i = 0; i < Loop::ACC; ++i) {
       const u32 half = i / (COLUMNS / 2), at = i % (COLUMNS / 2), matrix = at % RUN / (RUN / 2);
       const u32 row = m0 + half * 64 + warp * 16 + lane / 4 + i % 4 / 2 * 8;
       const u32 column = n0 + at / RUN * RUN + at % (RUN / 2) / 4 * 8 + lane % 4 * 2 + i % 2;
@@ -51,6 +51,7 @@ product(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b
 enum Schedule {
     PingPong,
     Cooperative,
+    Rounded,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +66,8 @@ struct Case {
     /// Two of them lie side by side in a tile.
     matrices: usize,
     dying_sums: bool,
+    /// A is e5m2, not e4m3.
+    e5m2: bool,
 }
 
 const CASES: &[Case] = &[
@@ -78,6 +81,8 @@ const CASES: &[Case] = &[
     case(MapType::Bf16, [false, true], Schedule::Cooperative, 1, 128),
     case(MapType::Bf16, [true, false], Schedule::Cooperative, 2, 128),
     case(MapType::U8, [false, false], Schedule::Cooperative, 1, 128),
+    case(MapType::U8, [false, false], Schedule::Rounded, 1, 128),
+    Case { e5m2: true, ..case(MapType::U8, [false, false], Schedule::Rounded, 1, 192) },
     Case { dying_sums: true, ..case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 192) },
     Case { matrices: 2, ..case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 128) },
     Case { matrices: 2, ..case(MapType::Bf16, [false, true], Schedule::PingPong, 2, 128) },
@@ -85,19 +90,19 @@ const CASES: &[Case] = &[
     Case { matrices: 2, ..case(MapType::Bf16, [false, true], Schedule::PingPong, 1, 192) },
 ];
 
-/// `U8` stands for e4m3.
+/// `U8` stands for FP8.
 const fn case(dtype: MapType, [a_mn, b_mn]: [bool; 2], schedule: Schedule, cluster: u32, columns: usize) -> Case {
-    Case { dtype, a_mn, b_mn, schedule, cluster, columns, matrices: 1, dying_sums: false }
+    Case { dtype, a_mn, b_mn, schedule, cluster, columns, matrices: 1, dying_sums: false, e5m2: false }
 }
 
 impl Case {
     fn defines(&self) -> Vec<(&'static str, String)> {
         let major = |mn| if mn { "MN" } else { "K" }.to_owned();
         vec![
-            ("ELEMENT", if self.dtype == MapType::U8 { "E4M3" } else { "BF16" }.to_owned()),
+            ("ELEMENT", self.element().to_owned()),
             ("A_LAYOUT", major(self.a_mn)),
             ("B_LAYOUT", major(self.b_mn)),
-            ("FORM", if self.schedule == Schedule::PingPong { "PING_PONG" } else { "COOPERATIVE" }.to_owned()),
+            ("FORM", self.form().to_owned()),
             ("CLUSTER_SIZE", self.cluster.to_string()),
             ("COLUMNS", self.columns.to_string()),
             ("MATRICES", self.matrices.to_string()),
@@ -105,8 +110,31 @@ impl Case {
         ]
     }
 
-    /// The bytes of an operand whose element (i, k) is `value(i, k)`, -2 to 2, and its shape and row stride in memory.
-    fn operand(&self, mn: bool, extent: usize, k: usize, value: impl Fn(usize, usize) -> i32) -> (Vec<u8>, [usize; 3]) {
+    fn element(&self) -> &'static str {
+        match (self.dtype, self.e5m2) {
+            (MapType::U8, true) => "E5M2ByE4M3",
+            (MapType::U8, false) => "E4M3",
+            _ => "BF16",
+        }
+    }
+
+    fn form(&self) -> &'static str {
+        match self.schedule {
+            Schedule::PingPong => "PING_PONG",
+            Schedule::Cooperative => "COOPERATIVE",
+            Schedule::Rounded => "ROUNDED",
+        }
+    }
+
+    /// The bytes of an operand whose element (i, k) is `value(i, k)`, -2 to 2, and its shape and row stride in memory. `first`: it is A.
+    fn operand(
+        &self,
+        first: bool,
+        extent: usize,
+        k: usize,
+        value: impl Fn(usize, usize) -> i32,
+    ) -> (Vec<u8>, [usize; 3]) {
+        let mn = if first { self.a_mn } else { self.b_mn };
         let [rows, cols] = if mn { [k, extent] } else { [extent, k] };
         let stride = cols.next_multiple_of(16);
         let mut bytes = Vec::new();
@@ -120,6 +148,7 @@ impl Case {
                 value(row, col)
             };
             match self.dtype {
+                MapType::U8 if first && self.e5m2 => bytes.push([0xc0u8, 0xbc, 0x00, 0x3c, 0x40][(x + 2) as usize]),
                 MapType::U8 => bytes.push([0xc0u8, 0xb8, 0x00, 0x38, 0x40][(x + 2) as usize]),
                 _ => bytes.extend(bf16::from_f32(x as f32).to_bits().to_le_bytes()),
             }
@@ -161,7 +190,7 @@ fn every_form_multiplies_exactly() {
         return eprintln!("skipped: needs compute capability 9.0, found {:?}", gpu.info().compute_capability);
     }
     // Edges in all directions; with four blocks each has several tiles, and the ring goes round.
-    let (m, n, k) = (700, 600, 1000);
+    let (m, n, k) = (700, 600, 1100);
     let numbers: Vec<i32> = noise((m + 2 * n) * k, 5).into_iter().map(|x| (x * 2.49).round() as i32).collect();
     let at = |row: usize| &numbers[row * k..][..k];
     let product = |i: usize, j: usize| at(i).iter().zip(at(m + j)).map(|(a, b)| a * b).sum::<i32>() as f32;
@@ -173,9 +202,9 @@ fn every_form_multiplies_exactly() {
             Err(error @ Error::MissingLibrary { .. }) => return skip(&format!("no NVRTC ({error})")),
             Err(error) => panic!("{case:?}: {error}"),
         };
-        let (a, a_shape) = case.operand(case.a_mn, m, k, |i, k| at(i)[k]);
-        let (b, b_shape) = case.operand(case.b_mn, n, k, |j, k| at(m + j)[k]);
-        let (b2, _) = case.operand(case.b_mn, n, k, |j, k| at(m + n + j)[k]);
+        let (a, a_shape) = case.operand(true, m, k, |i, k| at(i)[k]);
+        let (b, b_shape) = case.operand(false, n, k, |j, k| at(m + j)[k]);
+        let (b2, _) = case.operand(false, n, k, |j, k| at(m + n + j)[k]);
         let [a, b, b2] = [a, b, b2].map(|bytes| gpu.upload(&bytes).unwrap());
         let out = gpu.upload(&vec![f32::NAN; case.matrices * m * n]).unwrap();
         {
