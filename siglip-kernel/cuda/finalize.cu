@@ -51,12 +51,13 @@ struct ScaleParams {
   u32 cols;
   GradientFactor factor;
   PositivePairs<ELEMENT> positives;
+  const int* exponent;  // `from` is that of 2^(*exponent + 15) times the sums (route fp8-all); null: of the sums
 };
 
 // to = (from + q other) * factor, rounded once. A warp takes a row.
 KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams params) {
   grid_dependency_wait();
-  const float factor = params.factor.load();
+  const float factor = params.factor.load(), unit = params.exponent ? ldexpf(1.f, -15 - *params.exponent) : 1.f;
   const u32 lane = threadIdx.x % WARP;
   const u64 warps = (u64)gridDim.x * (blockDim.x / WARP);
   for (u64 row = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; row < params.rows; row += warps) {
@@ -64,11 +65,11 @@ KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams p
     ELEMENT::Storage* to = params.to + row * params.to_stride;
     if (const PositivePairs<ELEMENT>::Pair pair = params.positives.of(row); pair.other) {
       for (u32 column = lane; column < params.cols; column += WARP)
-        ELEMENT::store(to + column, fmaf(pair.q, ELEMENT::load(pair.other + column), from[column]) * factor);
+        ELEMENT::store(to + column, fmaf(pair.q, ELEMENT::load(pair.other + column), from[column] * unit) * factor);
       continue;
     }
 #pragma unroll 4
-    for (u32 column = lane; column < params.cols; column += WARP) ELEMENT::store(to + column, from[column] * factor);
+    for (u32 column = lane; column < params.cols; column += WARP) ELEMENT::store(to + column, from[column] * unit * factor);
   }
 }
 

@@ -2,7 +2,6 @@
 // G = gain * dL/dz (only with WITH_GRADIENT) and per-warp sums. Logits never reach memory.
 //   ELEMENT: BF16 or F16    OPERAND: ELEMENT, or E4M3 for rows as quantize_fp8.cu leaves them    WITH_GRADIENT: 0 or 1    CLUSTER_SIZE: 1 or 2
 //   COLUMNS: of a tile, 128, or 192 with gradients
-#include "ptx/shared.cuh"
 #include "sigmoid.cuh"
 #include "sm90/mainloop.cuh"
 #include "sm90/store.cuh"
@@ -14,7 +13,7 @@ struct LogitsParams {
   double* sums;       // [gridDim.x * 8][3]
   // Of E4M3: log2 of the factors of images and of texts, and the positive pairs' dot products from this block's first row on.
   const int* exponents;
-  const float* positives;
+  float* positives;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -25,21 +24,6 @@ constexpr bool WIDE = COLUMNS == 192;
 constexpr u32 PARTS = COLUMNS / 64, BUFFERS = WIDE ? PARTS : 2 * PARTS;
 typedef Mainloop<OPERAND, Major::K, Major::K, Schedule::PING_PONG, CLUSTER_SIZE, WITH_GRADIENT ? BUFFERS * 8192 : 0, COLUMNS, WIDE ? 240 : 232,
                  WIDE> Loop;
-
-// 16 x 32 dot products of a warp in shared memory, each lane's own, 512 bytes for every 8 columns.
-struct InShared {
-  static constexpr u32 UNROLL = 2;
-  u32 at;
-  DEV InShared(u32 buffer, u32 lane) : at(buffer + lane * 16) {}
-  DEV Four operator()(u32 j) const {
-    const uint4 x = load_shared_vector(at + j * 512);
-    return {{__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w)}};
-  }
-  DEV void set(const float* x) const {
-#pragma unroll
-    for (u32 j = 0; j < 4; ++j) store_shared_vector(at + j * 512, x[4 * j], x[4 * j + 1], x[4 * j + 2], x[4 * j + 3]);
-  }
-};
 
 struct LogitsEpilogue {
   static constexpr u32 HALF = Loop::ACC / 2, PIECE = 16;

@@ -21,6 +21,7 @@
 #include "base.cuh"
 #include "element.cuh"
 #include "numerics.cuh"
+#include "ptx/shared.cuh"
 #include "slot.cuh"
 
 // Sums over pairs, those of q with the gain; and whether this warp's last plain fragment was faint, so that the next one is tried as such.
@@ -33,13 +34,41 @@ struct PairSums {
 template <class E> constexpr float GAIN_LOG2 = E::KIND == Kind::F16 ? 14.f : 0.f;
 template <class E> constexpr float GAIN = E::KIND == Kind::F16 ? 16384.f : 1.f;
 
+// G of e5m2: 3 significant bits, from 2^-29 (2^-31 with fewer) to 1.
+struct E5M2 {
+  static constexpr Kind KIND = Kind::E5M2_BY_E4M3;
+};
+template <> constexpr float GAIN_LOG2<E5M2> = 15.f;
+template <> constexpr float GAIN<E5M2> = 32768.f;
+
 struct PairConstants {
+  static constexpr u32 ROWS = 1;  // of a lane that differ in their bias
   float scale_log2, bias_log2;
   PairConstants() = default;
   // unit_log2: log2 of what 1 in the accumulators is worth as a dot product.
   DEV PairConstants(float log_temp, float bias, int unit_log2 = 0) {
     scale_log2 = ldexpf(expf(log_temp) * LOG2E, unit_log2);
     bias_log2 = bias * LOG2E;
+  }
+  DEV float bias(u32) const { return bias_log2; }
+  DEV float largest_bias() const { return bias_log2; }
+};
+
+// The same where logits have a term for each row beside their dot product.
+struct RowConstants : PairConstants {
+  static constexpr u32 ROWS = 2;
+  float of_row[2];
+  // `terms`: of rows lane / 4 and 8 further on, in units of the accumulators.
+  DEV RowConstants(const PairConstants& all, const float (&terms)[2]) : PairConstants(all) {
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) of_row[i] = fmaf(terms[i], scale_log2, bias_log2);
+  }
+  DEV float bias(u32 row) const { return of_row[row]; }
+  DEV float largest_bias() const { return fmaxf(of_row[0], of_row[1]); }
+  // What the terms add to the sum of q x, from sums of q by row: nothing at a scale that leaves no logit but the bias.
+  DEV float q_term(const float (&q)[2]) const {
+    const float sum = fmaf(q[0], of_row[0] - bias_log2, q[1] * (of_row[1] - bias_log2));
+    return scale_log2 > 1e-30f ? sum * reciprocal(scale_log2) : 0.f;
   }
 };
 
@@ -48,8 +77,9 @@ struct FragmentPlace {
   int diagonal;    // a pair is positive when column - row == diagonal, both within the fragment
   int rows, cols;  // pairs at or beyond these do not exist
   u32 lane;
-  const float* positives = nullptr;  // dot products of the block's positive pairs, or null: those given
-  u32 row = 0;                       // of the block, where the fragment begins
+  // Dot products of the block's positive pairs, or null: those given. With G of e5m2, in which a positive pair is 0, its q takes their place.
+  float* positives = nullptr;
+  u32 row = 0;  // of the block, where the fragment begins
 };
 
 // A diagonal within a fragment; those far from any are alike.
@@ -72,11 +102,35 @@ struct InRegisters {
   DEV Four operator()(u32 j) const { return {{acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]}}; }
 };
 
+// 16 x 32 dot products of a warp in shared memory, each lane's own, 512 bytes for every 8 columns.
+struct InShared {
+  static constexpr u32 UNROLL = 2;
+  u32 at;
+  DEV InShared(u32 buffer, u32 lane) : at(buffer + lane * 16) {}
+  DEV Four operator()(u32 j) const {
+    const uint4 x = load_shared_vector(at + j * 512);
+    return {{__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w)}};
+  }
+  DEV void set(const float* x) const {
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) store_shared_vector(at + j * 512, x[4 * j], x[4 * j + 1], x[4 * j + 2], x[4 * j + 3]);
+  }
+};
+
 // Gradient fragments leave 16 columns at a time, as they come about: `put(i, packed)` takes the pairs of columns 16 * i + 8 * k + 2 * (lane % 4), packed[2 * k] of
 // row lane / 4 and packed[2 * k + 1] of row lane / 4 + 8.
+// Of e5m2, packed[half] of row lane / 4 + 8 * half holds columns 16 * i + 2 * (lane % 4), the next one, and those two 8 further on; and for the transpose packed[2 + k] of columns
+// 16 * i + 8 * k + 2 * (lane % 4) and the next one rows lane / 4 and 8 further on of either.
 template <class E, class Put> DEV void put_pairs(const Put& put, u32 j, u32 (&packed)[4], const float (&q)[4]) {
-  packed[j % 2 * 2] = E::pack(q[0], q[1]);
-  packed[j % 2 * 2 + 1] = E::pack(q[2], q[3]);
+  if constexpr (E::KIND == Kind::E5M2_BY_E4M3) {
+    const u32 upper = pack_e5m2(q[0], q[1]), lower = pack_e5m2(q[2], q[3]);
+    packed[0] = j % 2 ? __byte_perm(packed[0], upper, 0x5410) : upper;
+    packed[1] = j % 2 ? __byte_perm(packed[1], lower, 0x5410) : lower;
+    packed[2 + j % 2] = __byte_perm(upper, lower, 0x5140);
+  } else {
+    packed[j % 2 * 2] = E::pack(q[0], q[1]);
+    packed[j % 2 * 2 + 1] = E::pack(q[2], q[3]);
+  }
   if (j % 2) put(j / 2, packed);
 }
 
@@ -97,10 +151,12 @@ template <u32 N> DEV float total_product(const float (&s)[N]) {
 }
 
 // False, and nothing added, when some pair is too large for this path or not a number.
-template <class E, bool GRADIENT, u32 N, class X, class Put> DEV bool pairs_faint(const X& x, const Put& put, PairSums& sums, const PairConstants& c) {
+template <class E, bool GRADIENT, u32 N, class X, class Put, class Constants>
+DEV bool pairs_faint(const X& x, const Put& put, PairSums& sums, const Constants& c) {
   constexpr u32 C = CHAINS<GRADIENT>;
+  constexpr bool BY_ROW = GRADIENT && Constants::ROWS == 2;  // chains of q
   float q_sum[C] = {}, q_x_sum[2] = {}, square[C] = {};
-  const float shift = c.bias_log2 + GAIN_LOG2<E>;
+  const float shift[2] = {c.bias(0) + GAIN_LOG2<E>, c.bias(1) + GAIN_LOG2<E>};
   u32 packed[4];
 #pragma unroll X::UNROLL
   for (u32 j = 0; j < N / 4; ++j) {
@@ -108,9 +164,9 @@ template <class E, bool GRADIENT, u32 N, class X, class Put> DEV bool pairs_fain
     float q[4];
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {  // u, q and the sums carry the gain
-      const float u = exp2_approx(fmaf(dots.at[e], c.scale_log2, shift));
+      const float u = exp2_approx(fmaf(dots.at[e], c.scale_log2, shift[e / 2]));
       q[e] = GRADIENT ? fmaf(u * (-1.f / GAIN<E>), u, u) : u;
-      q_sum[e % C] += q[e];
+      q_sum[BY_ROW ? e / 2 : e % C] += q[e];
       if constexpr (GRADIENT) q_x_sum[e & 1] = fmaf(q[e], dots.at[e], q_x_sum[e & 1]);
       square[e % C] = fmaf(u, u, square[e % C]);
     }
@@ -122,12 +178,13 @@ template <class E, bool GRADIENT, u32 N, class X, class Put> DEV bool pairs_fain
   sums.loss += fmaf(q, 1.f / GAIN<E>, (GRADIENT ? 0.5f : -0.5f) * squares);  // u - u^2 / 2 = q + u^2 / 2
   sums.q += q;
   sums.q_x += total(q_x_sum);
+  if constexpr (BY_ROW) sums.q_x += c.q_term(q_sum);
   return true;
 }
 
 // The largest z log2(e) of a fragment, or a little below 0 less: integer maxima of the float bits are exact for positive dot products, a negative
 // maximum reads as 0, and a NaN either reads as large or reaches the loss through u.
-template <u32 N, class X> DEV float largest_logit(const X& x, const PairConstants& c) {
+template <u32 N, class X, class Constants> DEV float largest_logit(const X& x, const Constants& c) {
   int largest = 0;
 #pragma unroll X::UNROLL
   for (u32 j = 0; j < N / 4; ++j) {
@@ -139,16 +196,23 @@ template <u32 N, class X> DEV float largest_logit(const X& x, const PairConstant
       largest = max_of(largest, bits);
     }
   }
-  return fmaf(__int_as_float(largest), c.scale_log2, c.bias_log2);
+  return fmaf(__int_as_float(largest), c.scale_log2, c.largest_bias());
+}
+
+template <u32 ROWS, class Constants> DEV void add_q(PairSums& sums, const float (&q)[ROWS], float q_x, const Constants& c) {
+  if constexpr (ROWS == 2) sums.q += q[0] + q[1];
+  else sums.q += q[0];
+  sums.q_x += q_x;
+  if constexpr (ROWS == 2) sums.q_x += c.q_term(q);
 }
 
 // Exact while prod(1 + u), u = e^z, over the pairs that one logarithm closes cannot overflow: all N, or of 96 one half after the other.
 template <u32 N> constexpr u32 QUIET_RUN = N > 64 ? N / 2 : N;
 template <u32 N> constexpr float QUIET_LOG2 = QUIET_RUN<N> > 48 ? 1.5f : 2.3f;  // of z log2(e)
-template <class E, bool GRADIENT, u32 N, class X, class Put>
-DEV void pairs_quiet(const X& x, const Put& put, PairSums& sums, const PairConstants& c) {
-  constexpr u32 C = CHAINS<GRADIENT>;
-  float product[C] = {}, q_sum = 0.f, q_x_sum = 0.f;
+template <class E, bool GRADIENT, u32 N, class X, class Put, class Constants>
+DEV void pairs_quiet(const X& x, const Put& put, PairSums& sums, const Constants& c) {
+  constexpr u32 C = CHAINS<GRADIENT>, ROWS = Constants::ROWS;
+  float product[C] = {}, q_sum[ROWS] = {}, q_x_sum = 0.f;
   u32 packed[4];
 #pragma unroll X::UNROLL
   for (u32 j = 0; j < N / 4; ++j) {
@@ -156,11 +220,11 @@ DEV void pairs_quiet(const X& x, const Put& put, PairSums& sums, const PairConst
     float q[4];
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
-      const float u = exp2_approx(fmaf(dots.at[e], c.scale_log2, c.bias_log2)), one_u = 1.f + u;
+      const float u = exp2_approx(fmaf(dots.at[e], c.scale_log2, c.bias(e / 2))), one_u = 1.f + u;
       product[e % C] = fmaf(product[e % C], one_u, u);
       if constexpr (GRADIENT) {
         q[e] = u * GAIN<E> * reciprocal(one_u);
-        q_sum += q[e];
+        q_sum[e / 2 % ROWS] += q[e];
         q_x_sum = fmaf(q[e], dots.at[e], q_x_sum);
       }
     }
@@ -171,15 +235,14 @@ DEV void pairs_quiet(const X& x, const Put& put, PairSums& sums, const PairConst
       for (u32 i = 0; i < C; ++i) product[i] = 0.f;
     }
   }
-  sums.q += q_sum;
-  sums.q_x += q_x_sum;
+  add_q(sums, q_sum, q_x_sum, c);
 }
 
 // SPECIAL: there may be positives, and pairs that do not exist, which leave q = 0.
-template <class E, bool GRADIENT, bool SPECIAL, u32 N, class X, class Put>
-DEV void pairs_general(const X& x, const Put& put, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
-  constexpr u32 C = CHAINS<GRADIENT>;
-  float product[C] = {}, large = 0.f, q_sum = 0.f, q_x_sum = 0.f;
+template <class E, bool GRADIENT, bool SPECIAL, u32 N, class X, class Put, class Constants>
+DEV void pairs_general(const X& x, const Put& put, PairSums& sums, const Constants& c, const FragmentPlace& place) {
+  constexpr u32 C = CHAINS<GRADIENT>, ROWS = Constants::ROWS;
+  float product[C] = {}, large = 0.f, q_sum[ROWS] = {}, q_x_sum = 0.f;
   const int row = place.lane / 4, column = place.lane % 4 * 2;
   float exact[2] = {};
   if (SPECIAL && place.positives)
@@ -198,7 +261,7 @@ DEV void pairs_general(const X& x, const Put& put, PairSums& sums, const PairCon
       const int i = row + e / 2 * 8, k = column + j * 8 + e % 2;
       const bool exists = !SPECIAL || (i < place.rows && k < place.cols), positive = SPECIAL && k - i == place.diagonal;
       const float dot = SPECIAL && place.positives && positive ? exact[e / 2] : dots.at[e];
-      const float z = fmaf(dot, c.scale_log2, c.bias_log2), a = positive ? -z : z;
+      const float z = fmaf(dot, c.scale_log2, c.bias(e / 2)), a = positive ? -z : z;
       const float u = exp2_approx(-fabsf(a)), one_u = 1.f + u;
       if (exists) {
         large += fmaxf(a, 0.f);
@@ -207,14 +270,14 @@ DEV void pairs_general(const X& x, const Put& put, PairSums& sums, const PairCon
       if constexpr (GRADIENT) {
         const float sigmoid = (a >= 0.f ? GAIN<E> : u * GAIN<E>) * reciprocal(one_u);
         q[e] = exists ? (positive ? -sigmoid : sigmoid) : 0.f;
-        q_sum += q[e];
+        q_sum[e / 2 % ROWS] += q[e];
         if (exists) q_x_sum = fmaf(q[e], dot, q_x_sum);
+        if (SPECIAL && E::KIND == Kind::E5M2_BY_E4M3 && positive && exists) place.positives[place.row + i] = q[e] * (1.f / GAIN<E>), q[e] = 0.f;
       }
     }
     if constexpr (GRADIENT) put_pairs<E>(put, j, packed, q);
   }
-  sums.q += q_sum;
-  sums.q_x += q_x_sum;
+  add_q(sums, q_sum, q_x_sum, c);
   sums.loss += fmaf(large, LN2, log1p_nonnegative(total_product(product)));
 }
 
@@ -225,7 +288,8 @@ DEV bool is_plain(const FragmentPlace& place, int cols) {
 
 // One fragment of a warp, 16 rows x 2 N columns, where all pairs exist and are negative: by the cheapest path that is exact for it. The usual one comes first,
 // in one piece; all others lie behind it. All lanes call it together.
-template <class E, bool GRADIENT, u32 N, class X, class Put> DEV void pairs_plain(const X& x, const Put& put, PairSums& sums, const PairConstants& c) {
+template <class E, bool GRADIENT, u32 N, class X, class Put, class Constants>
+DEV void pairs_plain(const X& x, const Put& put, PairSums& sums, const Constants& c) {
   if (__builtin_expect(sums.faint, 1) && __builtin_expect(pairs_faint<E, GRADIENT, N>(x, put, sums, c), 1)) return;
   const float largest = largest_logit<N>(x, c);
   sums.faint = __all_sync(~0u, largest < FAINT_LOG2<N>);
@@ -234,8 +298,8 @@ template <class E, bool GRADIENT, u32 N, class X, class Put> DEV void pairs_plai
 }
 
 // The same of a short fragment where there may be positives, and pairs that do not exist.
-template <class E, bool GRADIENT, u32 N, class X, class Put>
-DEV void pairs_short(const X& x, const Put& put, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
+template <class E, bool GRADIENT, u32 N, class X, class Put, class Constants>
+DEV void pairs_short(const X& x, const Put& put, PairSums& sums, const Constants& c, const FragmentPlace& place) {
   if (is_plain(place, N * 2)) pairs_plain<E, GRADIENT, N>(x, put, sums, c);
   else pairs_general<E, GRADIENT, true, N>(x, put, sums, c, place);
 }
@@ -248,7 +312,7 @@ struct Positives {
   u32 at;  // which elements they are, 8 bits for each row; N for none
   u32 q;   // packed, of both rows
 
-  template <class E, bool GRADIENT, u32 N> DEV void take(float* x, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
+  template <class E, bool GRADIENT, u32 N, class Constants> DEV void take(float* x, PairSums& sums, const Constants& c, const FragmentPlace& place) {
     float q_of[2];
     at = 0;
 #pragma unroll
@@ -261,7 +325,7 @@ struct Positives {
       for (u32 j = 0; j < N; ++j)
         if (j / 2 % 2 == half && j == element) dot = x[j], x[j] = ABSENT;
       if (place.positives && here) dot = place.positives[place.row + i];
-      const float a = -fmaf(dot, c.scale_log2, c.bias_log2), u = exp2_approx(-fabsf(a));
+      const float a = -fmaf(dot, c.scale_log2, c.bias(half)), u = exp2_approx(-fabsf(a));
       const float q_here = (a >= 0.f ? -GAIN<E> : -u * GAIN<E>) * reciprocal(1.f + u);
       if (here) {
         sums.loss += fmaf(fmaxf(a, 0.f), LN2, log1p_nonnegative(u));
@@ -284,8 +348,8 @@ struct Positives {
 };
 
 // Any fragment of a warp in registers, by the cheapest path that is exact for it. All lanes call it together.
-template <class E, bool GRADIENT, u32 N>
-DEV void pairs(float* x, u32* packed, PairSums& sums, const PairConstants& c, const FragmentPlace& place) {
+template <class E, bool GRADIENT, u32 N, class Constants>
+DEV void pairs(float* x, u32* packed, PairSums& sums, const Constants& c, const FragmentPlace& place) {
   constexpr int COLS = N * 2;     // 16 rows x COLS columns over 32 lanes
   constexpr bool LONG = N == 64;  // a fragment whose general path is long
   const auto put = [&](u32 i, const u32 (&of)[4]) {

@@ -5,12 +5,14 @@ use kernel_core::{Element, Gpu, Region, Scalar, ScalarArg, VectorViewMut, Worksp
 
 use crate::blocks::{Blocks, TILE};
 use crate::design::{Design, Engine as Kind, Gradient, Pass};
-use crate::engines::{At, Call, Engine, F32Engine, Fp8At, Planes, PortableEngine, Sm90Engine, SplitEngine};
+use crate::engines::{
+    At, Call, Engine, F32Engine, Fp8AllAt, Fp8AllEngine, Fp8At, Planes, PortableEngine, Sm90Engine, SplitEngine,
+};
 use crate::error::Result;
 use crate::io::{Inputs, Outputs};
-use crate::kernels::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
+use crate::kernels::{EXPONENTS, Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
 use crate::problem::{Options, Problem, Route};
-use crate::workspace::{Regions, fp8_stride, gain_log2, padded_dim, pads};
+use crate::workspace::{FP8_GROUP, Regions, fp8_stride, gain_log2, padded_dim, pads};
 
 /// Everything decided ahead for one problem on one device: kernels, block size, workspace.
 ///
@@ -67,8 +69,8 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `Shape` for a
-    /// [`Chunk::Workspace`](crate::Chunk::Workspace) that no block fits, `DType` for [`Route::Fp8`] with f32, `UnsupportedDevice` before compute
-    /// capability 8.0 and for [`Route::Fp8`] elsewhere than on Hopper, `MissingLibrary` without NVRTC, and without cuBLASLt where no kernel stands in for it
+    /// [`Chunk::Workspace`](crate::Chunk::Workspace) that no block fits, `DType` for [`Route::Fp8`] and [`Route::Fp8All`] with f32, `UnsupportedDevice` before compute
+    /// capability 8.0 and for those elsewhere than on Hopper, `MissingLibrary` without NVRTC, and without cuBLASLt where no kernel stands in for it
     /// (in 16 bits on Hopper one does), `Cublas` or `Unsupported` for a cuBLASLt that cannot multiply here, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let design = Design::new(gpu.info(), &problem, &options)?;
@@ -76,6 +78,7 @@ impl Plan {
         let engine = |pass: &Pass| -> Result<Box<dyn Engine>> {
             Ok(match design.engine {
                 Kind::Sm90 => Box::new(Sm90Engine::new(gpu, pass, design.route == Route::Fp8)?),
+                Kind::Fp8All => Box::new(Fp8AllEngine::new(gpu, pass)?),
                 Kind::Portable => Box::new(PortableEngine::new(gpu, &pass.problem)?),
                 Kind::F32 => Box::new(F32Engine::new(gpu, problem.dim)?),
                 Kind::Split => Box::new(SplitEngine::new(gpu, &pass.problem, pass.blocks)?),
@@ -194,7 +197,7 @@ impl Plan {
             Some(Gradient::Direct) => {}
             Some(Gradient::Accumulated | Gradient::InPlace) => {
                 let positives = call.positives_of_texts(0, problem.rows);
-                self.scale(&call, call.d_txt, d_txt, problem.cols, positives)?;
+                self.scale(&call, call.d_txt, d_txt, problem.cols, positives, self.exponent(&call, 0))?;
             }
             None => {
                 self.narrow(&call, d_txt, summed)?;
@@ -253,7 +256,7 @@ impl Plan {
             }
             if to_rows != Gradient::Direct {
                 let positives = call.positives_of_images(row, pass.problem.cols);
-                self.scale(call, call.d_img, rows_out, rows, positives)?;
+                self.scale(call, call.d_img, rows_out, rows, positives, self.exponent(call, 1))?;
             }
         }
         Ok(slots)
@@ -282,13 +285,13 @@ impl Plan {
         let mut done = rows.min(blocks.area() / problem.dim);
         if done > 0 {
             let aside = At { address: self.workspace.ptr(self.regions.g), row_stride: problem.dim };
-            self.scale(call, sums(0), aside, done, PositivePairs::default())?;
+            self.scale(call, sums(0), aside, done, PositivePairs::default(), 0)?;
             self.pad(call, aside, d_txt, done)?;
         }
         while done < rows {
             let more = done.min(rows - done);
             let to = At { address: d_txt.row(done, problem.dtype.size_bytes()), ..d_txt };
-            self.scale(call, sums(done), to, more, PositivePairs::default())?;
+            self.scale(call, sums(done), to, more, PositivePairs::default(), 0)?;
             done += more;
         }
         Ok(())
@@ -367,7 +370,8 @@ impl Plan {
             let to_txt = self.design.cols_gradient().map(|to| self.place(to, self.regions.d_txt, txt));
             (self.place(to_img, self.regions.d_rows, img), to_txt.unwrap_or_default())
         });
-        let gain = f64::from(gain_log2(problem.dtype)).exp2();
+        // That of route fp8-all is with the exponents of its rows, which only the device knows.
+        let gain = if self.design.engine == Kind::Fp8All { 1.0 } else { f64::from(gain_log2(problem.dtype)).exp2() };
         let mut call = Call {
             stream: gpu.stream(),
             info: gpu.info(),
@@ -384,7 +388,11 @@ impl Plan {
             d_txt,
             factor: GradientFactor { log_temp, upstream, inverse: 1.0 / (problem.batch as f64 * gain) },
             sums: self.workspace.ptr(self.regions.sums),
-            positive: if self.design.engine.keeps_positives() { self.workspace.ptr(self.regions.positive) } else { 0 },
+            positive: match self.design.engine {
+                Kind::F32 | Kind::Split => self.workspace.ptr(self.regions.positive),
+                Kind::Fp8All => self.workspace.ptr(self.regions.fp8.positives),
+                Kind::Sm90 | Kind::Portable => 0,
+            },
             planes: match self.design.engine {
                 Kind::Split => Planes {
                     img: self.workspace.ptr(self.regions.img),
@@ -393,7 +401,7 @@ impl Plan {
                     txt_inverse: self.workspace.ptr(self.regions.txt_inverse),
                     g_inverse: self.workspace.ptr(self.regions.g_inverse),
                 },
-                Kind::Sm90 | Kind::Portable | Kind::F32 => Planes::default(),
+                Kind::Sm90 | Kind::Fp8All | Kind::Portable | Kind::F32 => Planes::default(),
             },
             fp8: Fp8At {
                 img: at(self.regions.fp8.img, fp8_stride(problem)),
@@ -401,6 +409,13 @@ impl Plan {
                 peaks: self.workspace.ptr(self.regions.fp8.peaks),
                 exponents: self.workspace.ptr(self.regions.fp8.exponents),
                 positives: self.workspace.ptr(self.regions.fp8.positives),
+                all: (self.design.engine == Kind::Fp8All).then(|| Fp8AllAt {
+                    img_transposed: at(self.regions.fp8.img_transposed, problem.rows.next_multiple_of(FP8_GROUP)),
+                    txt_transposed: at(self.regions.fp8.txt_transposed, problem.cols.next_multiple_of(FP8_GROUP)),
+                    partial_sums: self.workspace.ptr(self.regions.fp8.partial_sums),
+                    mean: self.workspace.ptr(self.regions.fp8.mean),
+                    terms: self.workspace.ptr(self.regions.fp8.terms),
+                }),
             },
             cublas: self.workspace.ptr(self.regions.cublas),
         };
@@ -426,8 +441,22 @@ impl Plan {
         Ok(to)
     }
 
+    /// Of the factor that sums over rows of images (`texts` 0) or of texts (1) carry beside G's gain, where they do.
+    fn exponent(&self, call: &Call<'_>, texts: usize) -> u64 {
+        let at = texts * (EXPONENTS - 1);
+        if self.design.engine == Kind::Fp8All { call.fp8.exponents + (at * size_of::<i32>()) as u64 } else { 0 }
+    }
+
     /// Queues `rows` rows of gradients from their accumulators.
-    fn scale(&self, call: &Call<'_>, from: At, to: At, rows: usize, positives: PositivePairs) -> Result<()> {
+    fn scale(
+        &self,
+        call: &Call<'_>,
+        from: At,
+        to: At,
+        rows: usize,
+        positives: PositivePairs,
+        exponent: u64,
+    ) -> Result<()> {
         let params = ScaleParams {
             from: from.address,
             to: to.address,
@@ -437,6 +466,7 @@ impl Plan {
             cols: self.design.images.problem.dim as u32,
             factor: call.factor,
             positives,
+            exponent,
         };
         // SAFETY: accumulators and outputs hold `rows` rows.
         unsafe { self.finalize.scale(call.stream, call.info, params) }

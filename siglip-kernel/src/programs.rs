@@ -25,6 +25,8 @@ macro_rules! program {
 }
 
 program!(LOGITS_SM90, "logits_sm90");
+program!(LOGITS_FP8, "logits_fp8");
+program!(GRADIENT_FP8, "gradient_fp8");
 program!(GRADIENT_SM90, "gradient_sm90");
 program!(LOGITS_PORTABLE, "logits_portable");
 program!(PAIRS_F32, "pairs_f32");
@@ -52,6 +54,32 @@ pub(crate) fn logits_sm90(dtype: DType, gradient: bool, fp8: bool, columns: usiz
             ("CLUSTER_SIZE", logits_cluster(gradient).to_string()),
             ("COLUMNS", columns.to_string()),
         ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+/// Of route fp8-all. `columns`: as of [`logits_sm90`].
+pub(crate) fn logits_fp8(gradient: bool, columns: usize) -> Variant {
+    Variant {
+        program: &LOGITS_FP8,
+        entry: "siglip_logits_fp8",
+        defines: vec![
+            ("WITH_GRADIENT", flag(gradient)),
+            ("CLUSTER_SIZE", logits_cluster(gradient).to_string()),
+            ("COLUMNS", columns.to_string()),
+        ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+/// Both gradient products of route fp8-all. `columns`: of a tile, 128 or 192.
+pub(crate) fn gradient_fp8(columns: usize) -> Variant {
+    Variant {
+        program: &GRADIENT_FP8,
+        entry: "siglip_gradient_fp8",
+        defines: vec![("COLUMNS", columns.to_string())],
         hot: true,
         min_arch: Some("sm_90a"),
     }
@@ -136,7 +164,7 @@ pub(crate) fn finalize(dtype: DType, entry: &'static str) -> Variant {
     }
 }
 
-/// `entry`: `siglip_fp8_peaks`, `siglip_fp8_quantize` or `siglip_fp8_positives`.
+/// `entry`: one of [`QUANTIZE_ENTRIES`].
 pub(crate) fn quantize_fp8(dtype: DType, entry: &'static str) -> Variant {
     Variant {
         program: &QUANTIZE_FP8,
@@ -146,6 +174,16 @@ pub(crate) fn quantize_fp8(dtype: DType, entry: &'static str) -> Variant {
         min_arch: Some("sm_90a"),
     }
 }
+
+/// In the order of their launches.
+const QUANTIZE_ENTRIES: [&str; 6] = [
+    "siglip_fp8_sums",
+    "siglip_fp8_mean",
+    "siglip_fp8_peaks",
+    "siglip_fp8_quantize",
+    "siglip_fp8_transpose",
+    "siglip_fp8_terms",
+];
 
 /// Every kernel that this crate can launch.
 pub fn variants() -> Vec<Variant> {
@@ -167,10 +205,12 @@ pub fn variants() -> Vec<Variant> {
         for gradient in [false, true] {
             all.push(logits_portable(dtype, gradient));
         }
-        for entry in ["siglip_fp8_peaks", "siglip_fp8_quantize", "siglip_fp8_positives"] {
+        for entry in QUANTIZE_ENTRIES {
             all.push(quantize_fp8(dtype, entry));
         }
     }
+    all.extend([logits_fp8(false, NARROW), logits_fp8(true, NARROW), logits_fp8(true, WIDE)]);
+    all.extend([128, 192].map(gradient_fp8));
     for on in [false, true] {
         all.push(pairs_f32(on));
         all.push(logits_split(on));

@@ -4,7 +4,7 @@ use kernel_core::{DType, DeviceInfo, Layout, Region};
 
 use crate::design::{Design, Engine, Gradient};
 use crate::engines::{block_scales, side_elements};
-use crate::kernels::{QuantizeFp8, SUMS_PER_WARP};
+use crate::kernels::{EXPONENTS, MEAN_SLICES, QuantizeFp8, SUMS_PER_WARP};
 use crate::problem::{Problem, Route};
 
 /// What cuBLASLt may use for one product.
@@ -20,6 +20,9 @@ pub(crate) fn fp8_stride(problem: &Problem) -> usize {
     problem.dim.next_multiple_of(16)
 }
 
+/// Rows of one side, or of a block, come in whole groups of this many where they lie along a row of bytes: their order within a group is the kernels'.
+pub(crate) const FP8_GROUP: usize = 16;
+
 /// Whether 16-bit inputs are copied to padded rows first.
 pub(crate) fn pads(problem: &Problem) -> bool {
     problem.dtype != DType::F32 && padded_dim(problem) != problem.dim
@@ -33,22 +36,28 @@ pub(crate) fn gain_log2(dtype: DType) -> f32 {
     }
 }
 
-/// What route fp8 computes its logits from.
+/// What the routes fp8 and fp8-all compute from; from `img_transposed` to `mean`, and the terms, only fp8-all.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fp8Regions {
     /// e4m3 copies of the inputs, rows [`fp8_stride`] bytes apart.
     pub(crate) img: Region,
     pub(crate) txt: Region,
+    /// The same transposed, rows padded to whole groups.
+    pub(crate) img_transposed: Region,
+    pub(crate) txt_transposed: Region,
+    pub(crate) partial_sums: Region,
+    pub(crate) mean: Region,
     pub(crate) peaks: Region,
     pub(crate) exponents: Region,
-    /// The exact dot product of each image row's positive pair.
+    pub(crate) terms: Region,
+    /// The exact dot product of each image row's positive pair; on route fp8-all its q thereafter.
     pub(crate) positives: Region,
 }
 
 /// The regions of a plan's workspace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Regions {
-    /// One block of G (for f32: of dot products, or G's two planes), whole tiles.
+    /// One block of G (for f32: of dot products, or G's two planes; on route fp8-all, in bytes, G and its transpose), whole tiles.
     pub(crate) g: Region,
     /// f32 accumulators of one row chunk `[chunk, dim padded]` and of all text rows `[cols, dim padded]`, where they are needed.
     pub(crate) d_rows: Region,
@@ -86,8 +95,9 @@ impl Regions {
             false => when(pads(problem), rows.saturating_mul(dim * problem.dtype.size_bytes())),
         };
         let scales = |elements: usize| if split { elements } else { 0 };
-        let fp8 = design.route == Route::Fp8;
+        let (fp8, all) = (matches!(design.route, Route::Fp8 | Route::Fp8All), design.engine == Engine::Fp8All);
         let quantised = |rows: usize| when(fp8, rows.saturating_mul(fp8_stride(problem)));
+        let transposed = |rows: usize| when(all, rows.next_multiple_of(FP8_GROUP).saturating_mul(dim));
         let sums = design.engine.slots(info) * SUMS_PER_WARP;
         let regions = Self {
             g: layout.take(most(&|pass| pass.blocks.area().saturating_mul(problem.dtype.size_bytes()))),
@@ -95,7 +105,11 @@ impl Regions {
             d_txt: layout.take(accumulator(design.cols_gradient(), problem.cols)),
             sums: layout.take_elements::<f64>(sums),
             unused_sums: layout.take_elements::<f64>(if design.texts.is_some() { sums } else { 0 }),
-            positive: layout.take_elements::<f32>(if design.engine.keeps_positives() { problem.rows } else { 0 }),
+            positive: layout.take_elements::<f32>(if matches!(design.engine, Engine::F32 | Engine::Split) {
+                problem.rows
+            } else {
+                0
+            }),
             img: layout.take(copy(problem.rows)),
             txt: layout.take(copy(problem.cols)),
             img_inverse: layout.take_elements::<f32>(scales(side_elements(problem.rows, problem.dim).1)),
@@ -104,9 +118,14 @@ impl Regions {
             fp8: Fp8Regions {
                 img: layout.take(quantised(problem.rows)),
                 txt: layout.take(quantised(problem.cols)),
-                peaks: layout.take(when(fp8, QuantizeFp8::peaks(info) * size_of::<f32>())),
-                exponents: layout.take(when(fp8, 2 * size_of::<i32>())),
-                positives: layout.take(when(fp8, problem.rows * size_of::<f32>())),
+                img_transposed: layout.take(transposed(problem.rows)),
+                txt_transposed: layout.take(transposed(problem.cols)),
+                partial_sums: layout.take_elements::<f32>(if all { MEAN_SLICES as usize * dim } else { 0 }),
+                mean: layout.take_elements::<f32>(if all { dim } else { 0 }),
+                peaks: layout.take_elements::<f32>(if fp8 { QuantizeFp8::peaks(info) } else { 0 }),
+                exponents: layout.take_elements::<i32>(if fp8 { EXPONENTS } else { 0 }),
+                positives: layout.take_elements::<f32>(if fp8 { problem.rows } else { 0 }),
+                terms: layout.take_elements::<f32>(if all { problem.rows } else { 0 }),
             },
             cublas: layout.take(when(matches!(design.engine, Engine::Portable | Engine::F32), CUBLAS_BYTES)),
         };

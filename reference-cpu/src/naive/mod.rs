@@ -1,14 +1,14 @@
 //! The three operations written down plainly in f64, forward and analytic backward, on dense row-major slices: one loop an index, no
 //! blocking, no reordering. What the parallel versions, the GPU kernels and the finite differences are checked against.
 
-mod e4m3;
+mod fp8;
 mod maxsim;
 mod siglip;
 mod swiglu;
 
-pub use e4m3::{e4m3, e4m3_matrix};
+pub use fp8::{e4m3, e4m3_matrix, e5m2, fp8_logit_rows};
 pub use maxsim::{MaxsimSide, maxsim, maxsim_backward};
-pub use siglip::{SiglipResult, SiglipScalars, siglip, siglip_fp8, siglip_loss};
+pub use siglip::{SiglipResult, SiglipScalars, siglip, siglip_fp8, siglip_fp8_all, siglip_loss};
 pub use swiglu::{MlpResult, SwigluLayer, SwigluResult, mlp, mlp_backward, swiglu, swiglu_backward};
 
 use crate::error::{Error, Result};

@@ -1,12 +1,14 @@
 //! How one block is computed, per route. An engine queues work and decides nothing: blocks, buffers and order come from the plan.
 
 mod f32;
+mod fp8_all;
 mod gemms;
 mod portable;
 mod sm90;
 mod split;
 
 pub(crate) use f32::F32Engine;
+pub(crate) use fp8_all::Fp8AllEngine;
 pub(crate) use portable::PortableEngine;
 pub(crate) use sm90::Sm90Engine;
 pub(crate) use split::{Planes, SplitEngine, block_scales, side_elements};
@@ -16,7 +18,9 @@ use kernel_core::{DeviceInfo, ScalarArg};
 
 use crate::blocks::Block;
 use crate::error::Result;
-use crate::kernels::{GradientFactor, PositivePairs};
+use crate::kernels::{GradientFactor, PositivePairs, QuantizeParams, QuantizeSide};
+use crate::problem::Problem;
+use crate::workspace::padded_dim;
 
 /// A matrix in device memory, rows `row_stride` elements apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +36,7 @@ impl At {
     }
 }
 
-/// What route fp8 computes its logits from; null on the others.
+/// What the routes fp8 and fp8-all compute from; null on the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Fp8At {
     pub(crate) img: At,
@@ -40,6 +44,19 @@ pub(crate) struct Fp8At {
     pub(crate) peaks: u64,
     pub(crate) exponents: u64,
     pub(crate) positives: u64,
+    pub(crate) all: Option<Fp8AllAt>,
+}
+
+/// What route fp8-all has beside that.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fp8AllAt {
+    /// The copies for the gradient products, rows along them.
+    pub(crate) img_transposed: At,
+    pub(crate) txt_transposed: At,
+    pub(crate) partial_sums: u64,
+    pub(crate) mean: u64,
+    /// By image row.
+    pub(crate) terms: u64,
 }
 
 /// The addresses and scalars of one call. `d_img` and `d_txt` are null in a call without gradients, where `g` is only used for f32 (for dot products).
@@ -64,7 +81,7 @@ pub(crate) struct Call<'a> {
     /// From accumulators to gradients.
     pub(crate) factor: GradientFactor,
     pub(crate) sums: u64,
-    /// q of positive pairs by image row, where they are kept out of the products; else 0.
+    /// q of positive pairs by image row, where they are kept out of the products; else 0. On route fp8-all their dot products until then.
     pub(crate) positive: u64,
     /// Of f32 on Hopper, else null.
     pub(crate) planes: Planes,
@@ -81,6 +98,34 @@ impl Call<'_> {
     /// Column minus row of a positive pair, relative to the block.
     fn diagonal(&self, block: &Block) -> i64 {
         self.offset + block.row as i64 - block.col as i64
+    }
+
+    /// Of the kernels that quantise the inputs.
+    fn quantize(&self, problem: &Problem) -> QuantizeParams {
+        let all = self.fp8.all.unwrap_or_default();
+        let side = |from: At, to: At, transposed: At, rows: usize| QuantizeSide {
+            from: from.address,
+            to: to.address,
+            from_stride: from.row_stride as u64,
+            to_stride: to.row_stride as u64,
+            transposed: transposed.address,
+            transposed_stride: transposed.row_stride as u64,
+            rows: rows as u32,
+        };
+        QuantizeParams {
+            sides: [
+                side(self.img, self.fp8.img, all.img_transposed, problem.rows),
+                side(self.txt, self.fp8.txt, all.txt_transposed, problem.cols),
+            ],
+            cols: padded_dim(problem) as u32,
+            partial_sums: all.partial_sums,
+            mean: all.mean,
+            peaks: self.fp8.peaks,
+            exponents: self.fp8.exponents,
+            terms: all.terms,
+            positives: self.fp8.positives,
+            offset: self.offset,
+        }
     }
 
     /// The pairs that were kept out of the products, for the gradient of images from `row` on against `texts` rows.

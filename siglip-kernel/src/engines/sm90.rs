@@ -9,17 +9,15 @@ use super::{At, Call, Engine};
 use crate::blocks::{Block, Blocks, NARROW, WIDE};
 use crate::design::{Engine as Kind, Gradient, Pass};
 use crate::error::Result;
-use crate::kernels::{
-    GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8, QuantizeParams, QuantizeSide,
-};
+use crate::kernels::{GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8};
 use crate::problem::Problem;
 use crate::workspace::padded_dim;
 
 /// Tile rows that a band of the tile order spans.
-const LOGITS_BAND: u32 = 22;
+pub(super) const LOGITS_BAND: u32 = 22;
 /// The same with wide tiles: 1 to 2% of a whole step less than with 22.
-const WIDE_LOGITS_BAND: u32 = 88;
-const GRADIENT_BAND: u32 = 4;
+pub(super) const WIDE_LOGITS_BAND: u32 = 88;
+pub(super) const GRADIENT_BAND: u32 = 4;
 
 pub(crate) struct Sm90Engine {
     /// Of route fp8.
@@ -132,31 +130,15 @@ impl Sm90Engine {
     }
 }
 
-fn matrix(at: At, dtype: MapType, rows: usize, cols: usize) -> MatrixAt {
+pub(super) fn matrix(at: At, dtype: MapType, rows: usize, cols: usize) -> MatrixAt {
     MatrixAt { address: at.address, dtype, rows, cols, row_stride: at.row_stride }
 }
 
 impl Engine for Sm90Engine {
     unsafe fn begin(&mut self, call: &Call<'_>) -> Result<()> {
         let Some(quantize) = &self.quantize else { return Ok(()) };
-        let side = |from: At, to: At, rows: usize| QuantizeSide {
-            from: from.address,
-            to: to.address,
-            from_stride: from.row_stride as u64,
-            to_stride: to.row_stride as u64,
-            rows: rows as u32,
-        };
-        let Problem { rows, cols, .. } = self.problem;
-        let params = QuantizeParams {
-            sides: [side(call.img, call.fp8.img, rows), side(call.txt, call.fp8.txt, cols)],
-            cols: padded_dim(&self.problem) as u32,
-            peaks: call.fp8.peaks,
-            exponents: call.fp8.exponents,
-            positives: call.fp8.positives,
-            offset: call.offset,
-        };
         // SAFETY: inputs are padded to whole vectors, and the workspace was laid out for the copies.
-        unsafe { quantize.launch(call.stream, call.info, params) }
+        unsafe { quantize.launch(call.stream, call.info, call.quantize(&self.problem), call.gradient) }
     }
 
     unsafe fn logits(&mut self, call: &Call<'_>, block: &Block) -> Result<usize> {

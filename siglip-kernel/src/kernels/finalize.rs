@@ -49,6 +49,8 @@ pub(crate) struct ScaleParams {
     pub(crate) cols: u32,
     pub(crate) factor: GradientFactor,
     pub(crate) positives: PositivePairs,
+    /// Address of an i32 e where the sums carry a factor of 2^(e + 15), as those of route fp8-all do; else null.
+    pub(crate) exponent: u64,
 }
 
 /// The part of `ScaleParams` about pairs that were kept out of the sums; all zero when there are none.

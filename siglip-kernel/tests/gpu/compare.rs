@@ -38,7 +38,7 @@ pub(crate) struct Truth {
     qz_sum: f64,
     /// upstream / batch · Σ |q| exp(log_temp) |img| |txt|: a dot product's own error is proportional to the lengths, not to its value.
     q_length_sum: f64,
-    /// Logits as route fp8 has them, on purpose.
+    /// FP8, on purpose.
     fp8: bool,
     /// The largest |z|. An f32 logit is rounded by up to |z| 2⁻²⁴ twice, which is a relative error of that size in e^z.
     largest_logit: f64,
@@ -54,8 +54,8 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 impl Truth {
-    /// `fp8`: with the logits of route fp8, so that its quantisation is no error and everything else still is.
-    pub(crate) fn new<T: Element>(case: &Case, host: &Host<T>, fp8: bool) -> Self {
+    /// As `route` has it where that is one of FP8, so that its quantisation is no error and everything else still is.
+    pub(crate) fn new<T: Element>(case: &Case, host: &Host<T>, route: Route) -> Self {
         let img: Vec<f64> = host.img.iter().map(|x| wide(*x)).collect();
         let txt: Vec<f64> = host.txt.iter().map(|x| wide(*x)).collect();
         let positives = match case.positives {
@@ -70,10 +70,12 @@ impl Truth {
             batch: case.batch(),
             upstream: f64::from(case.upstream),
         };
-        let answer = match fp8 {
-            true => naive::siglip_fp8(&img, &txt, case.dim, &scalars, 1.0).unwrap(),
-            false => naive::siglip(&img, &txt, case.dim, &scalars).unwrap(),
-        };
+        let answer = match route {
+            Route::Fp8 => naive::siglip_fp8(&img, &txt, case.dim, &scalars, 1.0),
+            Route::Fp8All => naive::siglip_fp8_all(&img, &txt, case.dim, &scalars, 1.0),
+            _ => naive::siglip(&img, &txt, case.dim, &scalars),
+        }
+        .unwrap();
         let per_pair = scalars.upstream.abs() / scalars.batch as f64;
         let (temperature, dim) = (scalars.log_temp.exp(), case.dim);
         let length = |row: &[f64]| dot(row, row).sqrt();
@@ -101,7 +103,7 @@ impl Truth {
             q_sum,
             qz_sum,
             q_length_sum,
-            fp8,
+            fp8: matches!(route, Route::Fp8 | Route::Fp8All),
             largest_logit,
         }
     }
@@ -164,15 +166,19 @@ pub(crate) fn check<T: Element>(cases: impl IntoIterator<Item = (Case, Host<T>)>
     let mut failures = Vec::new();
     let mut count = 0;
     for (case, host) in cases {
-        let exact = Truth::new(&case, &host, false);
-        let fp8 = Truth::new(&case, &host, true);
+        let [exact, fp8, fp8_all] =
+            [Route::Auto, Route::Fp8, Route::Fp8All].map(|route| Truth::new(&case, &host, route));
         for route in routes::<T>(&gpu) {
             count += 1;
             let case = Case { options: Options { route: *route, ..case.options }, ..case };
             match run(&gpu, &case, &host) {
                 Err(error) => failures.push(format!("{case:?}: {error}")),
                 Ok(step) => {
-                    let truth = if *route == Route::Fp8 { &fp8 } else { &exact };
+                    let truth = match route {
+                        Route::Fp8 => &fp8,
+                        Route::Fp8All => &fp8_all,
+                        _ => &exact,
+                    };
                     let faults = truth.faults(&case, &step);
                     failures.extend((!faults.is_empty()).then(|| format!("{case:?}: {}", faults.join("; "))));
                 }

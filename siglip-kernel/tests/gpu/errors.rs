@@ -135,14 +135,17 @@ fn wrong_dtype() {
 #[test]
 fn fp8_has_no_f32_and_needs_hopper() {
     let Some(gpu) = gpu() else { return };
-    let options = Options { route: Route::Fp8, ..Options::default() };
-    let error = kind(Plan::new(&gpu, Problem::square(8, 8, DType::F32), options));
-    assert_kind!(&error, Error::DType { what: "route fp8", found: DType::F32, .. });
-    let plan = Plan::new(&gpu, Problem::square(8, 8, DType::Bf16), options);
-    if gpu.info().arch().has_wgmma() {
-        assert_eq!(plan.unwrap().route(), Route::Fp8);
-    } else {
-        assert_kind!(&kind(plan), Error::UnsupportedDevice { .. });
+    for (route, name) in [(Route::Fp8, "route fp8"), (Route::Fp8All, "route fp8-all")] {
+        let options = Options { route, ..Options::default() };
+        let error = kind(Plan::new(&gpu, Problem::square(8, 8, DType::F32), options));
+        assert_kind!(&error, Error::DType { found: DType::F32, .. });
+        assert!(error.to_string().contains(name), "{error}");
+        let plan = Plan::new(&gpu, Problem::square(8, 8, DType::Bf16), options);
+        if gpu.info().arch().has_wgmma() {
+            assert_eq!(plan.unwrap().route(), route);
+        } else {
+            assert_kind!(&kind(plan), Error::UnsupportedDevice { .. });
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Problems of many blocks, and tensors of more than 2³¹ elements: sampled rows against f64.
 
 use reference_cpu::HostMatrix;
-use reference_cpu::naive::e4m3_matrix;
+use reference_cpu::naive::{e4m3_matrix, e5m2, fp8_logit_rows};
 use reference_cpu::siglip::{self, SiglipParams};
 use siglip_kernel::kernel_core::half::bf16;
 use siglip_kernel::{
@@ -15,33 +15,52 @@ use crate::support::{gpu, noise, routes, say};
 const TEMPERATURE: f64 = 10.0;
 const BIAS: f64 = -10.0;
 
-/// Rows of one side: as they are, and as the logits of negative pairs have them.
+/// Rows of one side: as they are, and as negative pairs have them in their logits and in the gradients.
 struct Side {
     dim: usize,
     rows: Vec<f64>,
-    negatives: Vec<f64>,
+    logits: Vec<f64>,
+    products: Vec<f64>,
+    route: Route,
 }
 
 impl Side {
-    fn new(rows: &[bf16], dim: usize, route: Route) -> Self {
-        let rows: Vec<f64> = rows.iter().map(|x| x.to_f64()).collect();
-        let negatives = if route == Route::Fp8 { e4m3_matrix(&rows) } else { rows.clone() };
-        Self { dim, rows, negatives }
+    fn both(host: &Host<bf16>, dim: usize, route: Route) -> (Self, Self) {
+        let wide = |rows: &[bf16]| rows.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+        let (img, txt) = (wide(&host.img), wide(&host.txt));
+        let (of_img, of_txt) = match route {
+            Route::Fp8 => (e4m3_matrix(&img), e4m3_matrix(&txt)),
+            Route::Fp8All => fp8_logit_rows(&img, &txt, dim),
+            _ => (img.clone(), txt.clone()),
+        };
+        let side = |rows: Vec<f64>, logits| {
+            let products = if route == Route::Fp8All { e4m3_matrix(&rows) } else { rows.clone() };
+            Self { dim, rows, logits, products, route }
+        };
+        (side(img, of_img), side(txt, of_txt))
+    }
+
+    fn count(&self) -> usize {
+        self.rows.len() / self.dim
     }
 
     fn z(&self, i: usize, other: &Self, j: usize, positive: bool) -> f64 {
-        let (a, b) = if positive { (&self.rows, &other.rows) } else { (&self.negatives, &other.negatives) };
-        let dim = self.dim;
+        let (a, b) = if positive { (&self.rows, &other.rows) } else { (&self.logits, &other.logits) };
+        let dim = a.len() / self.count();
         TEMPERATURE * a[i * dim..][..dim].iter().zip(&b[j * dim..][..dim]).map(|(x, y)| x * y).sum::<f64>() + BIAS
     }
 
     /// The gradient of row `i` against all rows of the other side; `positive` is the index there of its positive.
     fn gradient(&self, i: usize, others: &Self, positive: Option<usize>, batch: usize) -> Vec<f64> {
         let mut sum = vec![0.0; self.dim];
-        for (j, other) in others.rows.chunks(self.dim).enumerate() {
+        for j in 0..others.count() {
             let z = self.z(i, others, j, positive == Some(j));
             let q = if positive == Some(j) { -1.0 / (1.0 + z.exp()) } else { 1.0 / (1.0 + (-z).exp()) };
-            sum.iter_mut().zip(other).for_each(|(s, x)| *s += q * x);
+            let (q, rows) = match self.route {
+                Route::Fp8All if positive != Some(j) => (e5m2(q * 32768.0) / 32768.0, &others.products),
+                _ => (q, &others.rows),
+            };
+            sum.iter_mut().zip(&rows[j * self.dim..]).for_each(|(s, x)| *s += q * x);
         }
         sum.iter_mut().for_each(|s| *s *= TEMPERATURE / batch as f64);
         sum
@@ -49,16 +68,17 @@ impl Side {
 
     /// The loss of images against texts, row i with row i, and what it may be off.
     fn loss(&self, txt: &Self, batch: usize, route: Route) -> (f64, f64) {
-        let narrow = |side: &Self| side.negatives.iter().map(|x| *x as f32).collect::<Vec<_>>();
+        let narrow = |side: &Self| side.logits.iter().map(|x| *x as f32).collect::<Vec<_>>();
         let (a, b) = (narrow(self), narrow(txt));
-        let rows = |side: &Self| side.rows.len() / self.dim;
+        let dim = a.len() / self.count();
         let params = SiglipParams { batch, ..SiglipParams::square(batch, std::f32::consts::LN_10, BIAS as f32) };
-        let img = HostMatrix::new("img", &a, rows(self), self.dim).unwrap();
-        let all = siglip::forward(img, HostMatrix::new("txt", &b, rows(txt), self.dim).unwrap(), &params).unwrap();
+        let img = HostMatrix::new("img", &a, self.count(), dim).unwrap();
+        let all = siglip::forward(img, HostMatrix::new("txt", &b, txt.count(), dim).unwrap(), &params).unwrap();
         let softplus = |z: f64| z.max(0.0) + (-z.abs()).exp().ln_1p();
         let moved = |i| softplus(-self.z(i, txt, i, true)) - softplus(-self.z(i, txt, i, false));
-        let loss = f64::from(all) + (0..rows(self).min(rows(txt))).map(moved).sum::<f64>() / batch as f64;
-        let logits = if route == Route::Fp8 { TEMPERATURE * fp8_accumulation(self.dim) } else { 0.0 };
+        let loss = f64::from(all) + (0..self.count().min(txt.count())).map(moved).sum::<f64>() / batch as f64;
+        let logits =
+            if matches!(route, Route::Fp8 | Route::Fp8All) { TEMPERATURE * fp8_accumulation(self.dim) } else { 0.0 };
         (loss, (1e-5 + logits) * loss)
     }
 }
@@ -80,7 +100,7 @@ fn many_blocks() {
     for route in routes::<bf16>(&gpu) {
         let case = Case { options: Options { route: *route, ..Options::default() }, ..case };
         let step = run(&gpu, &case, &host).unwrap();
-        let (img, txt) = (Side::new(&host.img, 64, *route), Side::new(&host.txt, 64, *route));
+        let (img, txt) = Side::both(&host, 64, *route);
         let (loss, bound) = img.loss(&txt, 20_000, *route);
         for found in [step.forward, step.loss] {
             let error = (f64::from(found) - loss).abs();
@@ -140,7 +160,7 @@ fn more_than_two_to_the_31_elements() {
 
         let d_img = gpu.download(&d_img.slice(start..)).unwrap();
         let d_txt = gpu.download(&d_txt).unwrap();
-        let (img_side, txt_side) = (Side::new(&host.img, DIM, *route), Side::new(&host.txt, DIM, *route));
+        let (img_side, txt_side) = Side::both(&host, DIM, *route);
         for row in [0, 1, 172, 199, 200, 299] {
             let at = row * DIM..(row + 1) * DIM;
             let expected = img_side.gradient(row, &txt_side, (row < cols).then_some(row), 1000);
@@ -206,7 +226,7 @@ fn low_memory_in_the_gradients() {
     for (images, texts) in [(6_000, 30_000), (30_000, 6_000)] {
         let case = Case { options, ..Case::new(images, texts, DIM) };
         let host = Host::<bf16>::unit(&case, 7);
-        let (img, txt) = (Side::new(&host.img, DIM, Route::LowMemory), Side::new(&host.txt, DIM, Route::LowMemory));
+        let (img, txt) = Side::both(&host, DIM, Route::LowMemory);
         let dense = run(&gpu, &case, &host).unwrap();
         let gaps = run(&gpu, &Case { output_gap: 8, ..case }, &host).unwrap();
         let check = |side: &str, of: &Side, others: &Side, [rows, count]: [usize; 2], found: [&[bf16]; 2]| {

@@ -52,7 +52,9 @@ pub(crate) fn gpu_without_events() -> Option<Gpu> {
 pub(crate) fn routes<T: Element>(gpu: &Gpu) -> &'static [Route] {
     match T::NAME {
         "f32" => &[Route::Chunked, Route::Portable, Route::LowMemory],
-        _ if gpu.info().arch().has_wgmma() => &[Route::Chunked, Route::Portable, Route::LowMemory, Route::Fp8],
+        _ if gpu.info().arch().has_wgmma() => {
+            &[Route::Chunked, Route::Portable, Route::LowMemory, Route::Fp8, Route::Fp8All]
+        }
         _ => &[Route::Chunked, Route::Portable, Route::LowMemory],
     }
 }

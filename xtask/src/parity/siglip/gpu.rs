@@ -1,4 +1,4 @@
-//! Every GPU route on random problems: against naive f64, against reference-cpu (but for fp8, whose logits that has not), and twice for the same bits.
+//! Every GPU route on random problems: against naive f64, against reference-cpu (but for the routes of FP8, which that has not), and twice for the same bits.
 
 use super::case::{Case, cases, widen};
 use super::cpu::reference;
@@ -54,8 +54,8 @@ fn check<T: Number>(gpu: &Gpu, route: Route, case: &Case) -> Result<Vec<Measured
     let (img, txt) = case.inputs::<T>();
     let (wide_img, wide_txt, tolerances) = (widen(&img), widen(&txt), Tolerances::of(<T as Element>::DTYPE));
     let on_gpu = run_twice(gpu, route, case, &img, &txt).map_err(|error| error.to_string())??;
-    if route == Route::Fp8 {
-        return Ok(Truth::fp8(case, &wide_img, &wide_txt, tolerances)?.measure(&on_gpu));
+    if matches!(route, Route::Fp8 | Route::Fp8All) {
+        return Ok(Truth::fp8(case, route, &wide_img, &wide_txt, tolerances)?.measure(&on_gpu));
     }
     let truth = Truth::new(case, &wide_img, &wide_txt, tolerances)?;
     let on_cpu = reference(case, &img, &txt).map_err(|error| error.to_string())?;
