@@ -23,14 +23,14 @@ typedef ELEMENT E;
 constexpr u32 FRAGMENTS = ROW_PIECES * QUERY_STEPS, WARPS = FRAGMENTS > 16 ? 7 : FRAGMENTS > 8 ? 11 : 15, JOINER = WARPS;
 // A warp multiplies COLUMNS tokens at once. A pair of steps is 32 elements of d, 8 in each of four lanes.
 constexpr u32 GROUPS = ROW_PIECES == 4 && QUERY_STEPS > 3 ? 1 : 2, COLUMNS = 8 * GROUPS, PAIR = 32, PAIRS = QUERY_STEPS / 2, ODD = QUERY_STEPS % 2;
-constexpr u32 STAGES = 3;
+constexpr u32 MAX_STAGES = 3;
 
 struct Control {
   Join joins[2][WARPS];  // of two rounds: of the document that begins in each warp's run and ends behind it
   Join cut[2];           // of the document that began before the block's rows, and of one that ends behind them
   u32 rounds_done[WARPS];
   Piece pieces[WARPS + 1];
-  u64 full[WARPS][STAGES], queries_full, cut_full[2];  // the last three are the joiner's
+  u64 full[WARPS][MAX_STAGES], queries_full, cut_full[2];  // the last three are the joiner's
   u32 bounds[MAX_ROWS + 1];  // rows where the queries begin
 };
 constexpr u32 CONTROL_BYTES = 20 * 1024;
@@ -291,7 +291,7 @@ struct Stream {
         }
         __syncwarp();
         load(stage);
-        if (++stage == STAGES) stage = 0, parity ^= 1;
+        if (++stage == params.stages) stage = 0, parity ^= 1;
       }
       if (lane == 0) add_shared(control.rounds_done + warp, 1);
       if (++round == params.rounds) return;
@@ -304,7 +304,7 @@ KERNEL __launch_bounds__((WARPS + 1) * WARP, 1) maxsim_forward_stream(const __gr
   extern __shared__ __align__(128) u8 dynamic[];
   Control& control = *reinterpret_cast<Control*>(dynamic);
   const u32 warp = uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP, pitch = 2 * params.dim;
-  const u32 ring_bytes = STAGES * params.stage_tokens * pitch;
+  const u32 ring_bytes = params.stages * params.stage_tokens * pitch;
   const u8 *rings = dynamic + CONTROL_BYTES, *queries = rings + WARPS * ring_bytes;
   // Queries, and the block's part of the cut documents, are on their way into the L2 while the instructions of what follows are on theirs.
   const u32 cut_bytes = params.cut_rows * pitch, line = threadIdx.x * LINE;
@@ -317,7 +317,7 @@ KERNEL __launch_bounds__((WARPS + 1) * WARP, 1) maxsim_forward_stream(const __gr
   const u32 queries_full = shared_address(&control.queries_full), barriers = warp == JOINER ? queries_full : shared_address(control.full[warp]);
   if (lane == 0) {
 #pragma unroll 1
-    for (u32 i = 0; i < (warp == JOINER ? 3 : STAGES); ++i) mbarrier::init(barriers + i * sizeof(u64), 1);
+    for (u32 i = 0; i < (warp == JOINER ? 3 : params.stages); ++i) mbarrier::init(barriers + i * sizeof(u64), 1);
     mbarrier::fence_init();
   }
   grid_dependency_wait();
@@ -333,7 +333,7 @@ KERNEL __launch_bounds__((WARPS + 1) * WARP, 1) maxsim_forward_stream(const __gr
   }
   if (warp < JOINER) {
 #pragma unroll 1
-    for (u32 s = 0; s < STAGES; ++s) stream.load(s);
+    for (u32 s = 0; s < params.stages; ++s) stream.load(s);
     if (lane == 0) control.rounds_done[warp] = 0;
   }
   for (u32 q = threadIdx.x; q <= params.queries.count; q += (WARPS + 1) * WARP) control.bounds[q] = (u32)params.queries.start(q);

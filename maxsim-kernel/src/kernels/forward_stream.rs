@@ -14,9 +14,10 @@ const PIECE_ROWS: usize = 16;
 const STEP: usize = 16;
 /// Steps of d, as compiled; more are multiplied from shared memory.
 const QUERY_STEPS: [usize; 4] = [3, 4, 6, 8];
-/// Stages of a warp's ring, of about so many bytes each: more of them do not help.
+/// Most stages of a warp's ring, of about so many bytes each, and most bytes of all rings: more of them under way are read no faster, or more slowly.
 const STAGES: usize = 3;
 const STAGE_BYTES: usize = 4 * 1024;
+const RING_BYTES: usize = 136 * 1024;
 /// Tokens of a stage are a multiple of what a warp multiplies at once, at most.
 const COLUMNS: usize = 16;
 /// `Control` of the kernel.
@@ -26,7 +27,7 @@ const WIDE_CONTROL_BYTES: usize = 12 * 1024;
 const WIDE_TILE: usize = 128;
 const WIDE_BLOCK: usize = 64;
 const WIDE_STAGE_BYTES: usize = WIDE_TILE * 2 * WIDE_BLOCK;
-const WIDE_STAGES: usize = 16;
+const WIDE_STAGES: usize = 8;
 const WIDE_ROUND: usize = 256;
 /// Elements of its widest rows.
 const MAX_DIM: usize = 1024;
@@ -115,8 +116,9 @@ impl StreamShape {
         }
         let row_bytes = 2 * dim;
         let stage_tokens = (STAGE_BYTES / row_bytes).min(128) / COLUMNS * COLUMNS;
-        let rings = self.warps() * STAGES * stage_tokens * row_bytes;
-        Ring { stages: STAGES, stage_tokens, bytes: CONTROL_BYTES + rings + self.rows() * row_bytes }
+        let stage_bytes = self.warps() * stage_tokens * row_bytes;
+        let stages = (RING_BYTES / stage_bytes).min(STAGES);
+        Ring { stages, stage_tokens, bytes: CONTROL_BYTES + stages * stage_bytes + self.rows() * row_bytes }
     }
 }
 
@@ -260,7 +262,10 @@ mod tests {
                 let ring = shape.ring(&info, dim);
                 assert!(ring.bytes <= info.shared_bytes_optin && shape.rows() >= rows, "{ring:?}");
                 if dim <= 128 {
-                    assert!(ring.stage_tokens.is_multiple_of(COLUMNS) && ring.stage_tokens > 0, "{ring:?}");
+                    assert!(
+                        ring.stage_tokens.is_multiple_of(COLUMNS) && ring.stage_tokens > 0 && ring.stages > 1,
+                        "{ring:?}"
+                    );
                     assert!(shape.query_steps * STEP >= dim);
                 } else {
                     assert!(shape.wide() && (5..=WIDE_STAGES).contains(&ring.stages), "{ring:?}");
