@@ -113,9 +113,9 @@ impl Blocks {
         self.rows * self.cols
     }
 
-    /// The same rows and more columns, when `elements` hold more.
-    pub(crate) fn widened(self, problem: &Problem, elements: usize) -> Self {
-        let all_cols = problem.cols.div_ceil(TILE);
+    /// The same rows and more columns, when `elements` hold more: equal parts of `cols`.
+    pub(crate) fn widened(self, cols: usize, elements: usize) -> Self {
+        let all_cols = cols.div_ceil(TILE);
         let most = elements / self.rows / TILE;
         if most * TILE <= self.cols {
             return self;
@@ -210,12 +210,12 @@ mod tests {
     fn blocks_widen_to_what_there_is() {
         let problem = problem(65536, 65536, 768);
         let blocks = Blocks { rows: 2816, cols: 4480 };
-        assert_eq!(blocks.widened(&problem, 2816 * 4480), blocks);
-        assert_eq!(blocks.widened(&problem, 2816 * 4607), blocks);
-        assert_eq!(blocks.widened(&problem, 0), blocks);
-        let wide = blocks.widened(&problem, 65536 * 768);
+        assert_eq!(blocks.widened(65536, 2816 * 4480), blocks);
+        assert_eq!(blocks.widened(65536, 2816 * 4607), blocks);
+        assert_eq!(blocks.widened(65536, 0), blocks);
+        let wide = blocks.widened(65536, 65536 * 768);
         assert_eq!(wide, Blocks { rows: 2816, cols: 16384 });
-        assert_eq!(blocks.widened(&problem, usize::MAX).cols, 65536);
+        assert_eq!(blocks.widened(65536, usize::MAX).cols, 65536);
         let columns = |row| wide.of_chunk(&problem, row).map(|block| block.cols).sum::<usize>();
         assert!(wide.chunks(&problem).all(|row| columns(row) == 65536));
     }

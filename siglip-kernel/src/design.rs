@@ -5,7 +5,7 @@ use kernel_core::{Arch, DType, DeviceInfo};
 use crate::blocks::{Blocks, Limits, TILE, logit_waves};
 use crate::error::Result;
 use crate::io::Alignment;
-use crate::kernels::{LogitsPortable, PairsF32, sm90_slots};
+use crate::kernels::{FusedSm90, LogitsPortable, PairsF32, sm90_slots};
 use crate::problem::{Chunk, Options, Problem, Route, shape};
 use crate::workspace::{Regions, pads};
 
@@ -30,12 +30,14 @@ impl Engine {
     ///
     /// A true f32 product adds up all of a block's columns one after another; blocks are added to each other, which keeps the error of d_img
     /// near 1e-6 for any number of texts.
-    fn limits(self, problem: &Problem, low_memory: bool) -> Limits {
+    fn limits(self, problem: &Problem, low_memory: bool, sms: usize) -> Limits {
         let cols = if self == Engine::F32 { 16384 } else { usize::MAX };
         // Short launches lose more to their ends with wide tiles: small problems, and low memory, keep to narrow ones (H200: up to 2% of a step).
         let wide = matches!(self, Engine::Sm90 | Engine::Fp8All) && problem.cols >= 32_768;
         if low_memory {
-            return Limits { elements: 2816 * 4608, cols, row_tiles: 16..=33, wide: false };
+            let panels = FusedSm90::panels(problem.dim, sms);
+            let row_tiles = if self == Engine::Sm90 && fills(problem, panels, sms) { panels..=panels } else { 16..=33 };
+            return Limits { elements: 2816 * 4608, cols, row_tiles, wide: false };
         }
         const SM90: usize = 5632 * 16384;
         let (elements, row_tiles) = match self {
@@ -57,6 +59,16 @@ impl Engine {
         }
     }
 
+    /// Whether a pass in low memory takes one launch for logits and the rows' gradient: where that holds its blocks' rows, and G the two rounds that it needs.
+    fn fuses(self, problem: &Problem, blocks: Blocks, sms: usize) -> bool {
+        let panels = blocks.rows / TILE;
+        self == Engine::Sm90
+            && self.gradients(problem, blocks).0 == Gradient::Accumulated
+            && panels <= FusedSm90::panels(problem.dim, sms)
+            && fills(problem, panels, sms)
+            && blocks.cols >= 2 * FusedSm90::slices(problem.dim) * TILE
+    }
+
     /// How the gradients of images and of texts come about.
     pub(crate) fn gradients(self, problem: &Problem, blocks: Blocks) -> (Gradient, Gradient) {
         let whole = |one_block: bool| match self {
@@ -76,6 +88,11 @@ impl Engine {
             Engine::Sm90 | Engine::Fp8All | Engine::Portable => Alignment::Rows,
         }
     }
+}
+
+/// Whether fused launches of so many panels keep most of the multiprocessors busy.
+fn fills(problem: &Problem, panels: usize, sms: usize) -> bool {
+    panels * FusedSm90::slices(problem.dim) >= sms / 4 * 3
 }
 
 /// How a gradient comes about.
@@ -122,6 +139,8 @@ pub(crate) struct Pass {
     pub(crate) blocks: Blocks,
     /// Of a tile of Hopper's logit product with gradients.
     pub(crate) logit_columns: usize,
+    /// Whether logits and the rows' gradient come from one launch. Where only that gradient is asked for, G is then a ring of rounds.
+    pub(crate) fused: bool,
 }
 
 /// All that is decided.
@@ -159,11 +178,12 @@ impl Design {
                 let sms = info.sm_count as usize;
                 let blocks = Blocks::choose(&problem, options.chunk, limits, !two_passes, sms);
                 let logit_columns = logit_waves(blocks.rows / TILE, blocks.cols, limits.wide, sms).1;
-                Pass { problem, blocks, logit_columns }
+                let fused = two_passes && engine.fuses(&problem, blocks, sms);
+                Pass { problem, blocks, logit_columns, fused }
             };
             Self { engine, route, images: pass(*problem), texts: two_passes.then(|| pass(problem.mirrored())) }
         };
-        let mut limits = engine.limits(problem, low_memory);
+        let mut limits = engine.limits(problem, low_memory, info.sm_count as usize);
         let Chunk::Workspace(most) = options.chunk else { return Ok(within(&limits)) };
         let tallest = *limits.row_tiles.end();
         loop {
@@ -232,6 +252,27 @@ pub(crate) mod tests {
             total_bytes: 141 << 30,
             driver_version: 13_000,
         }
+    }
+
+    #[test]
+    fn low_memory_fuses_where_panels_fill_the_device() {
+        let pass = |batch, dim, dtype, route, chunk| {
+            Design::new(&h200(), &Problem::square(batch, dim, dtype), &Options { route, chunk }).unwrap().images
+        };
+        let low = |batch, dim, chunk| pass(batch, dim, DType::Bf16, Route::LowMemory, chunk);
+        for (dim, rows) in [(64, 16_896), (512, 4224), (768, 2816), (1152, 1792), (8192, 256)] {
+            let of = low(131_072, dim, Chunk::Auto);
+            assert!(of.fused && of.blocks.rows == rows, "{dim}: {of:?}");
+        }
+        let unfused = [
+            low(1000, 768, Chunk::Auto),           // too few rows
+            low(65_536, 768, Chunk::Rows(1000)),   // the same
+            low(65_536, 768, Chunk::Rows(10_000)), // too many
+            low(65_536, 20_000, Chunk::Auto),      // a panel does not fit
+            pass(65_536, 768, DType::F32, Route::LowMemory, Chunk::Auto),
+            pass(65_536, 768, DType::F16, Route::Chunked, Chunk::Auto),
+        ];
+        assert!(unfused.iter().all(|of| !of.fused), "{unfused:?}");
     }
 
     #[test]

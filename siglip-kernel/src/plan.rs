@@ -10,7 +10,9 @@ use crate::engines::{
 };
 use crate::error::Result;
 use crate::io::{Inputs, Outputs};
-use crate::kernels::{EXPONENTS, Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
+use crate::kernels::{
+    EXPONENTS, Finalize, FusedSm90, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams,
+};
 use crate::problem::{Options, Problem, Route};
 use crate::workspace::{FP8_GROUP, Regions, fp8_stride, gain_log2, padded_dim, pads};
 
@@ -45,6 +47,18 @@ struct Spare {
     rows: usize,
     /// Whether all of it is free throughout a pass; else the rows that the pass has yet to write.
     fixed: bool,
+}
+
+/// Rounds of G that a fused launch passes round, where nobody else reads it: few, so that they stay in L2.
+const RING: usize = 3;
+/// Columns of such a launch: what one f32 sum is asked to hold.
+const RING_COLUMNS: usize = 32_768;
+
+/// The blocks of a fused pass where nobody else reads G, and in `call.g` their ring, which begins where `g` does.
+fn ring(call: &mut Call<'_>, pass: &Pass, g: At) -> Blocks {
+    let round = FusedSm90::slices(pass.problem.dim) * TILE;
+    call.g = At { row_stride: (pass.blocks.cols / round).min(RING) * round, ..g };
+    Blocks { cols: RING_COLUMNS, ..pass.blocks }
 }
 
 /// Alignment in bytes of what tensor maps describe: 16 is asked for, whole lines of L2 are better.
@@ -240,19 +254,21 @@ impl Plan {
                 call.d_img = rows_out;
             }
             let widest = if summed > 0 { summed } else { pass.problem.cols };
-            let blocks = if both { pass.blocks } else { self.widen(call, &pass, g, spare, row + rows, widest) };
+            let as_they_are = both || (pass.fused && summed == 0);
+            let blocks = if as_they_are { pass.blocks } else { self.widen(call, &pass, g, spare, row + rows, widest) };
             let (left, right) = (0..summed, summed..pass.problem.cols);
-            let columns = [left, right].map(|part| blocks.of_columns(&pass.problem, row, part));
-            for block in columns.into_iter().flatten() {
+            for block in blocks.of_columns(&pass.problem, row, left) {
                 let engine = self.engine(texts);
                 // SAFETY: the caller's promise.
                 unsafe {
-                    slots = slots.max(engine.logits(call, &block)?);
-                    engine.d_img(call, &block)?;
-                    if block.col < summed {
-                        engine.d_txt(call, &block)?;
-                    }
+                    slots = slots.max(engine.logits_and_d_img(call, &block)?);
+                    engine.d_txt(call, &block)?;
                 }
+            }
+            let blocks = if pass.fused { ring(call, &pass, g) } else { blocks };
+            for block in blocks.of_columns(&pass.problem, row, right) {
+                // SAFETY: as above.
+                slots = slots.max(unsafe { self.engine(texts).logits_and_d_img(call, &block) }?);
             }
             if to_rows != Gradient::Direct {
                 let positives = call.positives_of_images(row, pass.problem.cols);
@@ -320,7 +336,7 @@ impl Plan {
         // What is left once the start is aligned, wherever it lies: the blocks, and so the bits of the result, do not depend on the address.
         let bytes = ((spare.rows - from) * dim * dtype.size_bytes()).saturating_sub(MAP_ALIGNMENT as usize);
         let elements = (bytes / dtype.size_bytes()).min(pass.blocks.rows * widest.next_multiple_of(TILE));
-        let blocks = pass.blocks.widened(&pass.problem, elements);
+        let blocks = pass.blocks.widened(widest, elements);
         if blocks != pass.blocks {
             let start = spare.gradient.row(from, dtype.size_bytes()).next_multiple_of(MAP_ALIGNMENT);
             call.g = At { address: start, row_stride: blocks.cols };
@@ -418,6 +434,7 @@ impl Plan {
                 }),
             },
             cublas: self.workspace.ptr(self.regions.cublas),
+            counters: self.workspace.ptr(self.regions.counters),
         };
         if pads(problem) {
             call.img = self.pad(&call, img, at(self.regions.img, dim), problem.rows)?;

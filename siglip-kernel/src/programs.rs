@@ -6,6 +6,7 @@ use kernel_core::{DType, Program, Variant};
 use crate::blocks::{NARROW, WIDE};
 
 const HEADERS: &[(&str, &str)] = &[
+    ("counters.cuh", include_str!("../cuda/counters.cuh")),
     ("factor.cuh", include_str!("../cuda/factor.cuh")),
     ("plane_scale.cuh", include_str!("../cuda/plane_scale.cuh")),
     ("positives.cuh", include_str!("../cuda/positives.cuh")),
@@ -28,6 +29,7 @@ program!(LOGITS_SM90, "logits_sm90");
 program!(LOGITS_FP8, "logits_fp8");
 program!(GRADIENT_FP8, "gradient_fp8");
 program!(GRADIENT_SM90, "gradient_sm90");
+program!(FUSED_SM90, "fused_sm90");
 program!(LOGITS_PORTABLE, "logits_portable");
 program!(PAIRS_F32, "pairs_f32");
 program!(SPLIT_INPUTS, "split_inputs");
@@ -97,6 +99,17 @@ pub(crate) fn gradient_sm90(dtype: DType, transposed: bool, direct: bool, column
             ("COLUMNS", columns.to_string()),
             ("DIRECT", flag(direct)),
         ],
+        hot: true,
+        min_arch: Some("sm_90a"),
+    }
+}
+
+/// Logits and the gradient of the rows in one launch.
+pub(crate) fn fused_sm90(dtype: DType) -> Variant {
+    Variant {
+        program: &FUSED_SM90,
+        entry: "siglip_fused_sm90",
+        defines: vec![("ELEMENT", element(dtype))],
         hot: true,
         min_arch: Some("sm_90a"),
     }
@@ -202,6 +215,7 @@ pub fn variants() -> Vec<Variant> {
                 }
             }
         }
+        all.push(fused_sm90(dtype));
         for gradient in [false, true] {
             all.push(logits_portable(dtype, gradient));
         }

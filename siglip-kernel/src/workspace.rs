@@ -2,9 +2,10 @@
 
 use kernel_core::{DType, DeviceInfo, Layout, Region};
 
+use crate::blocks::TILE;
 use crate::design::{Design, Engine, Gradient};
 use crate::engines::{block_scales, side_elements};
-use crate::kernels::{EXPONENTS, MEAN_SLICES, QuantizeFp8, SUMS_PER_WARP};
+use crate::kernels::{EXPONENTS, FusedSm90, MEAN_SLICES, QuantizeFp8, SUMS_PER_WARP};
 use crate::problem::{Problem, Route};
 
 /// What cuBLASLt may use for one product.
@@ -76,6 +77,8 @@ pub(crate) struct Regions {
     pub(crate) g_inverse: Region,
     pub(crate) fp8: Fp8Regions,
     pub(crate) cublas: Region,
+    /// By which blocks of a fused launch wait for each other; zero between launches.
+    pub(crate) counters: Region,
 }
 
 impl Regions {
@@ -128,6 +131,9 @@ impl Regions {
                 terms: layout.take_elements::<f32>(if all { problem.rows } else { 0 }),
             },
             cublas: layout.take(when(matches!(design.engine, Engine::Portable | Engine::F32), CUBLAS_BYTES)),
+            counters: layout.take_elements::<u32>(most(&|pass| {
+                if pass.fused { pass.blocks.rows / TILE * FusedSm90::COUNTERS } else { 0 }
+            })),
         };
         (layout, regions)
     }

@@ -65,7 +65,7 @@ impl Product {
 
 impl Fp8AllEngine {
     pub(crate) fn new(gpu: &Gpu, pass: &Pass) -> Result<Self> {
-        let Pass { ref problem, blocks, logit_columns } = *pass;
+        let Pass { ref problem, blocks, logit_columns, .. } = *pass;
         let logits = |gradient, columns| -> Result<Logits> {
             Ok(Logits { kernel: LogitsFp8::new(gpu, gradient, columns)?, maps: LastMaps::new() })
         };

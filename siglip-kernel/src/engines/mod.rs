@@ -72,7 +72,7 @@ pub(crate) struct Call<'a> {
     pub(crate) txt: At,
     /// The row that the pass begins with.
     pub(crate) first_row: usize,
-    /// One block, whole tiles.
+    /// One block, whole tiles; of a pass with [`Pass::fused`](crate::design::Pass) the columns that fit, in turn.
     pub(crate) g: At,
     /// Where the product of the block's rows goes: f32 accumulators, or the output.
     pub(crate) d_img: At,
@@ -87,6 +87,8 @@ pub(crate) struct Call<'a> {
     pub(crate) planes: Planes,
     pub(crate) fp8: Fp8At,
     pub(crate) cublas: u64,
+    /// Of fused launches.
+    pub(crate) counters: u64,
 }
 
 impl Call<'_> {
@@ -156,6 +158,19 @@ impl Call<'_> {
     }
 }
 
+/// The first two steps of a block, one after the other.
+///
+/// # Safety
+/// As [`Engine::logits`].
+unsafe fn apart(engine: &mut (impl Engine + ?Sized), call: &Call<'_>, block: &Block) -> Result<usize> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let slots = engine.logits(call, block)?;
+        engine.d_img(call, block)?;
+        Ok(slots)
+    }
+}
+
 /// The three steps of a block, in this order. The first column block of a row chunk opens d_img, the first row chunk opens d_txt.
 pub(crate) trait Engine: Send {
     /// Once before the blocks of a pass.
@@ -171,6 +186,15 @@ pub(crate) trait Engine: Send {
     /// # Safety
     /// The call's addresses must be live memory of the problem's shapes.
     unsafe fn logits(&mut self, call: &Call<'_>, block: &Block) -> Result<usize>;
+
+    /// The first two steps. In one launch, where the pass says so: then G need not hold the whole block (see [`Call::g`]).
+    ///
+    /// # Safety
+    /// As [`Engine::logits`].
+    unsafe fn logits_and_d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<usize> {
+        // SAFETY: the caller's promise.
+        unsafe { apart(self, call, block) }
+    }
 
     /// d_img (+)= G · txt.
     ///

@@ -5,11 +5,11 @@ use kernel_core::sm90::{GemmShape, MatrixAt};
 use kernel_core::{Error, Gpu, LastMaps, MapType, TensorMap};
 
 use super::gemms::Gemms;
-use super::{At, Call, Engine};
-use crate::blocks::{Block, Blocks, NARROW, WIDE};
+use super::{At, Call, Engine, apart};
+use crate::blocks::{Block, Blocks, NARROW, TILE, WIDE};
 use crate::design::{Engine as Kind, Gradient, Pass};
 use crate::error::Result;
-use crate::kernels::{GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8};
+use crate::kernels::{FusedParams, FusedSm90, GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8};
 use crate::problem::Problem;
 use crate::workspace::padded_dim;
 
@@ -27,6 +27,7 @@ pub(crate) struct Sm90Engine {
     /// Where logit kernels store G. In low memory it moves within a call.
     store_g: LastMaps<MatrixAt, TensorMap>,
     products: Products,
+    fused: Option<Fused>,
     gradients: (Gradient, Gradient),
     problem: Problem,
     blocks: Blocks,
@@ -36,6 +37,14 @@ pub(crate) struct Sm90Engine {
 struct Logits {
     kernel: LogitsSm90,
     maps: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
+}
+
+/// Logits and the rows' product in one launch, with the maps of images and texts, of G, and of the accumulators.
+struct Fused {
+    kernel: FusedSm90,
+    inputs: LastMaps<[MatrixAt; 2], [TensorMap; 3]>,
+    g: LastMaps<MatrixAt, [TensorMap; 2]>,
+    out: LastMaps<MatrixAt, TensorMap>,
 }
 
 /// Who multiplies G by the rows of the other side.
@@ -95,7 +104,7 @@ impl Product {
 
 impl Sm90Engine {
     pub(crate) fn new(gpu: &Gpu, pass: &Pass, fp8: bool) -> Result<Self> {
-        let Pass { ref problem, blocks, logit_columns } = *pass;
+        let Pass { ref problem, blocks, logit_columns, fused } = *pass;
         let dtype = problem.dtype;
         let gradients = Kind::Sm90.gradients(problem, blocks);
         let logits = |gradient, columns| -> Result<Logits> {
@@ -107,6 +116,17 @@ impl Sm90Engine {
             loss_and_gradient: logits(true, logit_columns)?,
             store_g: LastMaps::new(),
             products: Products::new(gpu, problem, blocks, gradients)?,
+            fused: fused
+                .then(|| {
+                    let kernel = FusedSm90::new(gpu, dtype)?;
+                    Ok::<_, crate::Error>(Fused {
+                        kernel,
+                        inputs: LastMaps::new(),
+                        g: LastMaps::new(),
+                        out: LastMaps::new(),
+                    })
+                })
+                .transpose()?,
             gradients,
             problem: *problem,
             blocks,
@@ -169,6 +189,45 @@ impl Engine for Sm90Engine {
         let g = if call.gradient { self.store_g.of(g, || g.warp_store())? } else { img };
         // SAFETY: the maps are of the call's live memory; `sums` has a slot for every warp.
         unsafe { logits.kernel.launch(call.stream, call.info, [&img, &txt, &g], shape, params) }
+    }
+
+    unsafe fn logits_and_d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<usize> {
+        let Problem { rows, cols, dim, .. } = self.problem;
+        let (img, txt, g) = (self.rows(call.img, rows), self.rows(call.txt, cols), self.g(call));
+        let out = self.out(call.d_img, self.blocks.rows, self.gradients.0);
+        let Some(fused) = &mut self.fused else {
+            // SAFETY: the caller's promise.
+            return unsafe { apart(self, call, block) };
+        };
+        let slices = FusedSm90::slices(dim);
+        let rounds = if block.cols <= call.g.row_stride {
+            block.cols.div_ceil(slices * TILE)
+        } else {
+            call.g.row_stride / (slices * TILE)
+        };
+        let params = FusedParams {
+            log_temp: call.log_temp,
+            bias: call.bias,
+            rows: block.rows as u32,
+            cols: block.cols as u32,
+            dim: dim as u32,
+            row: block.row as i32,
+            col: block.col as i32,
+            slices: slices as u32,
+            ring: rounds as u32,
+            opens_sums: u32::from(call.opens(block)),
+            opens: u32::from(block.col == 0),
+            diagonal: call.diagonal(block),
+            sums: call.sums,
+            counters: call.counters,
+        };
+        let inputs = || Ok::<_, Error>([img.k_major(1)?, txt.k_major(1)?, txt.mn_major()?]);
+        let [img, txt, txt_rows] = fused.inputs.of([img, txt], inputs)?;
+        // A whole tile of 64 × 64 is stored at once.
+        let [g_store, g_load] = fused.g.of(g, || Ok::<_, Error>([g.mn_major()?, g.k_major(1)?]))?;
+        let out = fused.out.of(out, || out.warp_store())?;
+        // SAFETY: the caller's promise; the design sees to it that a block has no more panels than fit.
+        unsafe { fused.kernel.launch(call.stream, call.info, [&img, &txt, &txt_rows, &g_store, &g_load, &out], params) }
     }
 
     unsafe fn d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {

@@ -1,6 +1,7 @@
 //! One launcher a kernel, named as its `.cu`.
 
 pub(crate) mod finalize;
+pub(crate) mod fused_sm90;
 pub(crate) mod gradient_fp8;
 pub(crate) mod gradient_sm90;
 pub(crate) mod gradient_split;
@@ -13,6 +14,7 @@ pub(crate) mod quantize_fp8;
 pub(crate) mod split_inputs;
 
 pub(crate) use finalize::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
+pub(crate) use fused_sm90::{FusedParams, FusedSm90};
 pub(crate) use gradient_fp8::{GradientFp8, GradientFp8Params};
 pub(crate) use gradient_sm90::{GradientParams, GradientSm90};
 pub(crate) use gradient_split::{GradientSplit, GradientSplitParams};
