@@ -78,13 +78,6 @@ DEV float2 load_pair(u32 shared) {
   return x;
 }
 
-// One lane of a whole warp, always the same.
-DEV bool elect() {
-  u32 elected;
-  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
-  return elected != 0;
-}
-
 // A document whose turn is near.
 struct Upcoming {
   u32 row, end;  // its first row, one past its last token
@@ -154,7 +147,7 @@ DEV u32 norms_of(const HopperParams& params, const Control& control, u32 slot) {
   return queries_of(params, control, params.warpgroups) + slot * (FULL * 4);
 }
 
-// One warp; what only one thread may do, an elected lane does: the compiler knows that it is one, and puts no loop over the lanes around a copy.
+// One warp; what only one thread may do, an elected lane does.
 struct Producer {
   const HopperParams& params;
   const TensorMap& map_queries;

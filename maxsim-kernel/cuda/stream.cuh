@@ -50,12 +50,6 @@ struct Piece {
   }
 };
 
-// One lane of the warp, which the compiler knows to be one: it puts no loop over the lanes around a copy.
-DEV bool elect() {
-  u32 elected;
-  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
-  return elected != 0;
-}
 // Adds to a count of what is done: what was written before it is seen by whoever finds it complete.
 DEV u32 add_shared(u32* done, u32 tokens) {
   u32 before;

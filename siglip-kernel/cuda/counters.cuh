@@ -15,8 +15,3 @@ DEV void wait_for(const u32* counter, u32 count) {
   u32 now;
   do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
   while (now < count);
-}
-#if __CUDA_ARCH__ >= 900
-// Orders what this thread has seen written, or has written by the copy engine, with copies on its other side.
-DEV void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
-#endif

@@ -17,6 +17,14 @@ DEV void cluster_sync() {
 }
 // Orders this thread's ordinary shared-memory writes before later reads by the copy engine or the tensor cores.
 DEV void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Orders what this thread has seen written, or has written by the copy engine, with copies on its other side, in any memory.
+DEV void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// One lane of a whole warp, always the same, which the compiler knows to be one: it puts no loop over the lanes around a copy.
+DEV bool elect() {
+  u32 elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
+  return elected != 0;
+}
 #endif
 
 // Programmatic dependent launch: `wait` returns once every earlier grid of the stream has finished and flushed; `launch` lets the next grid's
