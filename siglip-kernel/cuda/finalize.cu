@@ -57,7 +57,7 @@ struct ScaleParams {
 // to = (from + q other) * factor, rounded once. A warp takes a row.
 KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams params) {
   grid_dependency_wait();
-  const float factor = params.factor.load(), unit = params.exponent ? ldexpf(1.f, -15 - *params.exponent) : 1.f;
+  const float factor = params.factor.load(), unit = params.exponent ? ldexpf(1.f, -15 - *params.exponent) : 1.f;  // 15: GAIN_LOG2<E5M2> of sigmoid.cuh
   const u32 lane = threadIdx.x % WARP;
   const u64 warps = (u64)gridDim.x * (blockDim.x / WARP);
   for (u64 row = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; row < params.rows; row += warps) {

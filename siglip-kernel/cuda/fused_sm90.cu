@@ -5,7 +5,8 @@
 // launch. In a round they make the logits of as many text tiles, one each, which the other consumer turns into G, and then multiply those of the round before
 // by the texts. So the epilogue of one consumer runs under the products of the other, and the two products of a round are alike in length.
 // G passes from CTA to CTA of a panel through a ring of rounds in global memory (the L2), guarded by counters. So a panel's CTAs must be on the device at once: a
-// launch has no more than fit, and as CTAs start in order, beside other work at most one panel waits for its last ones while those before it go on.
+// launch has no more than fit, and as CTAs start in order, beside other work at most one panel waits for its last ones while those before it go on. (Launches that
+// a scheduler mixes, of streams with other priorities, could wait for each other only if incomplete panels, one each, held all multiprocessors.)
 #include "counters.cuh"
 #include "sigmoid.cuh"
 #include "sm90/mainloop.cuh"
@@ -20,12 +21,13 @@ struct FusedParams {
   u32 opens_sums, opens;   // 1: this launch sets the slots of the sums; the accumulators; 0: it adds to them
   i64 diagonal;            // column - row of a positive pair, relative to the block's origin
   double* sums;            // [gridDim.x * 4][3]
-  u32* counters;           // [panels][5], zero between launches
+  u32* counters;           // [panels][COUNTERS], zero between launches
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 typedef Mainloop<ELEMENT, Major::K, Major::K, Schedule::PING_PONG, 1, 16384> Loop;  // both consumers' staging is the epilogues' in turn
-constexpr u32 TILE = 128;
+constexpr u32 TILE = 128, COUNTERS = 5;  // of a panel
+static_assert(Loop::SHARED_BYTES + 3 * 8 <= Loop::SHARED_LIMIT, "no room for the barriers of staging, behind the loop's");
 
 struct Fused {
   const TensorMap &img, &txt, &txt_rows, &g_store, &g_load, &out;
@@ -37,7 +39,7 @@ struct Fused {
   // One count of all rounds would not do: a CTA stores its tile of round r + 1 before its products of round r, and would stand for one that has not stored r.
   // With two, none is a whole count ahead: the logits of r + 2 come after the products of r, for which all of the panel have stored r; and before a CTA's tile of
   // r + 2 is stored, without which nobody reads r + 2, its own copies of G of round r have landed.
-  DEV u32* written(u32 round) const { return params.counters + panel * 5 + round % 2; }
+  DEV u32* written(u32 round) const { return params.counters + panel * COUNTERS + round % 2; }
   DEV u32* read(u32 round) const { return written(round) + 2; }
   DEV u32* done() const { return written(0) + 4; }
   // What both stand at, at least, when all have stored, or read, that round.

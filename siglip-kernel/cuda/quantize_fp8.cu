@@ -89,7 +89,7 @@ KERNEL __launch_bounds__(256) siglip_fp8_sums(const __grid_constant__ QuantizePa
   params.partial_sums[(u64)blockIdx.y * params.cols + first + threadIdx.x] = total;
 }
 
-// A thread a column. A sum that left f32's range leaves the texts as they are.
+// A thread a column. Texts are left as they are where a sum left f32's range, or the mean is so large that an element less it might.
 KERNEL __launch_bounds__(256) siglip_fp8_mean(const __grid_constant__ QuantizeParams params) {
   grid_dependency_wait();
   const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
@@ -97,7 +97,8 @@ KERNEL __launch_bounds__(256) siglip_fp8_mean(const __grid_constant__ QuantizePa
   float sum = 0.f;
 #pragma unroll 16
   for (u32 i = 0; i < MEAN_SLICES; ++i) sum += params.partial_sums[(u64)i * params.cols + column];
-  params.mean[column] = is_finite(sum) ? sum / (float)params.side[1].rows : 0.f;
+  const float mean = sum / (float)params.side[1].rows;
+  params.mean[column] = fabsf(mean) < 1e30f ? mean : 0.f;  // of a NaN too
 }
 
 // An element of a text as logits take it.
@@ -212,26 +213,30 @@ KERNEL __launch_bounds__(256) siglip_fp8_transpose(const __grid_constant__ Quant
   __shared__ __align__(4) u8 tile[COLS][STRIDE];
   grid_dependency_wait();
   const QuantizeParams::Side& side = params.side[blockIdx.z];
-  const u32 row0 = blockIdx.x * ROWS, column0 = blockIdx.y * COLS;
+  const u32 row0 = blockIdx.x * ROWS;
   if (row0 >= side.rows) return;
   const float factor = power_of_two(params.exponents[2 * blockIdx.z]);
+#pragma unroll 1
+  for (u32 column0 = blockIdx.y * COLS; column0 < params.cols; column0 += gridDim.y * COLS) {
 #pragma unroll 4
-  for (u32 i = threadIdx.x; i < ROWS * COLS / 4; i += blockDim.x) {
-    const u32 at = i / (COLS / 4), row = row0 + at / 16 * 16 + in_order_of_g(at % 16, blockIdx.z == 1), column = i % (COLS / 4) * 4;
-    u32 four = 0;
-    if (row < side.rows && column0 + column < params.cols) {
-      const uint2 bits = *reinterpret_cast<const uint2*>(side.from + (u64)row * side.from_stride + column0 + column);
-      const ELEMENT::Storage x[4] = {(ELEMENT::Storage)bits.x, (ELEMENT::Storage)(bits.x >> 16), (ELEMENT::Storage)bits.y, (ELEMENT::Storage)(bits.y >> 16)};
-      four = pack_e4m3(ELEMENT::load(x) * factor, ELEMENT::load(x + 1) * factor) | pack_e4m3(ELEMENT::load(x + 2) * factor, ELEMENT::load(x + 3) * factor) << 16;
-    }
+    for (u32 i = threadIdx.x; i < ROWS * COLS / 4; i += blockDim.x) {
+      const u32 at = i / (COLS / 4), row = row0 + at / 16 * 16 + in_order_of_g(at % 16, blockIdx.z == 1), column = i % (COLS / 4) * 4;
+      u32 four = 0;
+      if (row < side.rows && column0 + column < params.cols) {
+        const uint2 bits = *reinterpret_cast<const uint2*>(side.from + (u64)row * side.from_stride + column0 + column);
+        const ELEMENT::Storage x[4] = {(ELEMENT::Storage)bits.x, (ELEMENT::Storage)(bits.x >> 16), (ELEMENT::Storage)bits.y, (ELEMENT::Storage)(bits.y >> 16)};
+        four = pack_e4m3(ELEMENT::load(x) * factor, ELEMENT::load(x + 1) * factor) | pack_e4m3(ELEMENT::load(x + 2) * factor, ELEMENT::load(x + 3) * factor) << 16;
+      }
 #pragma unroll
-    for (u32 k = 0; k < 4; ++k) tile[column + k][at] = (u8)(four >> 8 * k);
-  }
-  __syncthreads();
+      for (u32 k = 0; k < 4; ++k) tile[column + k][at] = (u8)(four >> 8 * k);
+    }
+    __syncthreads();
 #pragma unroll 4
-  for (u32 i = threadIdx.x; i < ROWS * COLS / 4; i += blockDim.x) {
-    const u32 column = i / (ROWS / 4), at = i % (ROWS / 4) * 4;
-    if (column0 + column < params.cols && row0 + at < side.transposed_stride)
-      *reinterpret_cast<u32*>(side.transposed + (u64)(column0 + column) * side.transposed_stride + row0 + at) = *reinterpret_cast<const u32*>(&tile[column][at]);
+    for (u32 i = threadIdx.x; i < ROWS * COLS / 4; i += blockDim.x) {
+      const u32 column = i / (ROWS / 4), at = i % (ROWS / 4) * 4;
+      if (column0 + column < params.cols && row0 + at < side.transposed_stride)
+        *reinterpret_cast<u32*>(side.transposed + (u64)(column0 + column) * side.transposed_stride + row0 + at) = *reinterpret_cast<const u32*>(&tile[column][at]);
+    }
+    __syncthreads();  // before the tile is written again
   }
 }

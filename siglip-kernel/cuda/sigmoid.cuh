@@ -15,7 +15,7 @@
 // closes a run of n <= 96 pairs. Its relative error is at most n 2^-24 from the roundings, 2^-22 from ex2 and 1e-6 from log1p: below 1e-5 at any z.
 // lg2(1 + u) per pair would lose 1e-3 at z = -10, where u = 4.5e-5 is barely visible beside 1.
 //
-// Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals, and 1 for bf16. d_bias is the sum
+// Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals, and 1 for bf16; for e5m2 2^15, and positive pairs leave 0 in G. d_bias is the sum
 // of q and d_log_temp that of q x, both taken here in f32, before q is rounded.
 #pragma once
 #include "base.cuh"

@@ -30,14 +30,12 @@ impl Engine {
     ///
     /// A true f32 product adds up all of a block's columns one after another; blocks are added to each other, which keeps the error of d_img
     /// near 1e-6 for any number of texts.
-    fn limits(self, problem: &Problem, low_memory: bool, sms: usize) -> Limits {
+    fn limits(self, problem: &Problem, low_memory: bool) -> Limits {
         let cols = if self == Engine::F32 { 16384 } else { usize::MAX };
         // Short launches lose more to their ends with wide tiles: small problems, and low memory, keep to narrow ones (H200: up to 2% of a step).
         let wide = matches!(self, Engine::Sm90 | Engine::Fp8All) && problem.cols >= 32_768;
         if low_memory {
-            let panels = FusedSm90::panels(problem.dim, sms);
-            let row_tiles = if self == Engine::Sm90 && fills(problem, panels, sms) { panels..=panels } else { 16..=33 };
-            return Limits { elements: 2816 * 4608, cols, row_tiles, wide: false };
+            return Limits { elements: 2816 * 4608, cols, row_tiles: 16..=33, wide: false };
         }
         const SM90: usize = 5632 * 16384;
         let (elements, row_tiles) = match self {
@@ -90,9 +88,11 @@ impl Engine {
     }
 }
 
-/// Whether fused launches of so many panels keep most of the multiprocessors busy.
+/// Whether fused launches of so many panels keep most of the multiprocessors busy, in blocks that are tall enough for the texts' sums, which each block
+/// reads and writes, and with products that are no shorter than an epilogue. By arithmetic but for D = 512, 768 and 1152, which were measured.
 fn fills(problem: &Problem, panels: usize, sms: usize) -> bool {
-    panels * FusedSm90::slices(problem.dim) >= sms / 4 * 3
+    let slices = FusedSm90::slices(problem.dim);
+    slices >= 4 && panels >= 8 && panels * slices >= sms / 4 * 3
 }
 
 /// How a gradient comes about.
@@ -173,17 +173,23 @@ impl Design {
             Engine::Sm90 | Engine::Fp8All | Engine::Split => Route::Chunked,
             Engine::Portable | Engine::F32 => Route::Portable,
         };
+        let sms = info.sm_count as usize;
         let within = |limits: &Limits| {
             let pass = |problem: Problem| {
-                let sms = info.sm_count as usize;
-                let blocks = Blocks::choose(&problem, options.chunk, limits, !two_passes, sms);
+                let choose = |limits: &Limits| Blocks::choose(&problem, options.chunk, limits, !two_passes, sms);
+                // A launch that makes logits and the rows' gradient takes as many panels as fit the device.
+                let panels = FusedSm90::panels(problem.dim, sms);
+                let of_panels = (two_passes && options.chunk == Chunk::Auto && fills(&problem, panels, sms))
+                    .then(|| choose(&Limits { row_tiles: panels..=panels, ..limits.clone() }))
+                    .filter(|&blocks| engine.fuses(&problem, blocks, sms));
+                let blocks = of_panels.unwrap_or_else(|| choose(limits));
                 let logit_columns = logit_waves(blocks.rows / TILE, blocks.cols, limits.wide, sms).1;
                 let fused = two_passes && engine.fuses(&problem, blocks, sms);
                 Pass { problem, blocks, logit_columns, fused }
             };
             Self { engine, route, images: pass(*problem), texts: two_passes.then(|| pass(problem.mirrored())) }
         };
-        let mut limits = engine.limits(problem, low_memory, info.sm_count as usize);
+        let mut limits = engine.limits(problem, low_memory);
         let Chunk::Workspace(most) = options.chunk else { return Ok(within(&limits)) };
         let tallest = *limits.row_tiles.end();
         loop {
@@ -260,7 +266,7 @@ pub(crate) mod tests {
             Design::new(&h200(), &Problem::square(batch, dim, dtype), &Options { route, chunk }).unwrap().images
         };
         let low = |batch, dim, chunk| pass(batch, dim, DType::Bf16, Route::LowMemory, chunk);
-        for (dim, rows) in [(64, 16_896), (512, 4224), (768, 2816), (1152, 1792), (8192, 256)] {
+        for (dim, rows) in [(512, 4224), (768, 2816), (1152, 1792), (2048, 1024)] {
             let of = low(131_072, dim, Chunk::Auto);
             assert!(of.fused && of.blocks.rows == rows, "{dim}: {of:?}");
         }
@@ -269,10 +275,14 @@ pub(crate) mod tests {
             low(65_536, 768, Chunk::Rows(1000)),   // the same
             low(65_536, 768, Chunk::Rows(10_000)), // too many
             low(65_536, 20_000, Chunk::Auto),      // a panel does not fit
+            low(131_072, 8192, Chunk::Auto),       // too few panels
+            low(131_072, 64, Chunk::Auto),         // short products
+            low(16_384, 4096, Chunk::Auto),        // one block of columns would be the whole sum
             pass(65_536, 768, DType::F32, Route::LowMemory, Chunk::Auto),
             pass(65_536, 768, DType::F16, Route::Chunked, Chunk::Auto),
         ];
         assert!(unfused.iter().all(|of| !of.fused), "{unfused:?}");
+        assert!(low(16_384, 4096, Chunk::Auto).blocks.rows >= 2048, "as without fused launches");
     }
 
     #[test]

@@ -31,7 +31,7 @@
 //! | | flop | device memory beside inputs and gradients |
 //! |---|---|---|
 //! | loss | 2·N·M·D | as below: a plan is made for both calls |
-//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (on Hopper, when [`Chunk::Auto`] chooses, at most 185 MB, or 3.5·M·D bytes up to 738 MB if that is more; what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them |
+//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (on Hopper, when [`Chunk::Auto`] chooses, at most 185 MB, or 3.5·M·D bytes up to 738 MB if that is more; what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them; `Fp8` a byte more an input element, `Fp8All` two, and f32 sums of both gradients always |
 //!
 //! f32 on Hopper takes three times the flop on tensor cores, and both inputs once more for their planes, D rounded up to 64 there; its blocks are 268 MB at most.
 //!

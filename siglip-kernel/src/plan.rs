@@ -115,7 +115,8 @@ impl Plan {
         self.design.route
     }
 
-    /// Image and text rows of a block. In [`Route::LowMemory`] blocks have more text rows than that while a gradient that is not yet written has room for them.
+    /// Image and text rows of a block. In [`Route::LowMemory`] blocks have more text rows than that while a gradient that is not yet written has room for them, or
+    /// where one launch makes logits and the images' gradient and no other reads G: up to 32,768.
     pub fn block(&self) -> (usize, usize) {
         (self.design.images.blocks.rows, self.design.images.blocks.cols)
     }

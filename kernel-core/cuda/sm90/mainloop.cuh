@@ -1,6 +1,6 @@
 // The Hopper GEMM mainloop: persistent and warp-specialised.
 //
-// One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each compute 128 x TILE_N outputs:
+// One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each compute 128 (64 ROUNDED) x TILE_N outputs:
 //   PING_PONG    each owns a whole tile of 128 x TILE_N, and they take turns on the tensor cores, so that one's epilogue runs under the other's
 //                mainloop: for short K or a long epilogue;
 //   COOPERATIVE  they share a tile of 256 x TILE_N, upper and lower half: a quarter less traffic into shared memory, the epilogue exposed: for long K;
@@ -14,7 +14,8 @@
 //     DEV void finish();                                              // once, after the consumer's last tile
 //   };
 //
-// Accumulators of a thread: acc[TILE_N / 2 * half + 4 * j + e] is row 64 * half + 16 * warp + lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2.
+// Accumulators of a thread: acc[TILE_N / 2 * half + 4 * j + e] is row 64 * half + 16 * warp + lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2 (ROUNDED:
+// half 0 alone).
 #pragma once
 #include "base.cuh"
 #include "ptx/barrier.cuh"
@@ -171,7 +172,7 @@ struct Mainloop {
     } else tma::load_2d(to, &map, barrier, k, mn);
   }
 
-  // Queues 128 x TILE_N += one stage; both operands as rows (or columns) of the stage, B in boxes of BOX columns where N is contiguous.
+  // Queues CONSUMER_M x TILE_N += one stage; both operands as rows (or columns) of the stage, B in boxes of BOX columns where N is contiguous.
   template <bool MN_A, bool MN_B, u32 BOX = 64> static DEV void multiply_stage(float (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
     const u64 da = descriptor<MN_A>(from_a), da_low = descriptor<MN_A>(from_a + HALF_BYTES), db = descriptor<MN_B, BOX>(from_b);
     wgmma::fence();

@@ -27,7 +27,7 @@ const WIDE_CONTROL_BYTES: usize = 12 * 1024;
 const WIDE_TILE: usize = 128;
 const WIDE_BLOCK: usize = 64;
 const WIDE_STAGE_BYTES: usize = WIDE_TILE * 2 * WIDE_BLOCK;
-const WIDE_STAGES: usize = 8;
+const WIDE_STAGES: usize = 8; // at most MAX_STAGES of the kernel
 const WIDE_ROUND: usize = 256;
 /// Elements of its widest rows.
 const MAX_DIM: usize = 1024;
@@ -187,8 +187,8 @@ pub(crate) struct ForwardStream {
     kernels: [Kernel; 2],
     dtype: DType,
     shape: StreamShape,
-    /// Of wide rows: of the queries, and of the documents.
-    maps: LastMaps<[RowsAt; 2], [TensorMap; 2]>,
+    /// Of wide rows: of the queries, and of the documents in tiles of so many tokens.
+    maps: LastMaps<([RowsAt; 2], u32), [TensorMap; 2]>,
 }
 
 impl ForwardStream {
@@ -236,7 +236,7 @@ impl ForwardStream {
             return Ok(unsafe { kernel.launch(stream, &config, &[&params]) }?);
         }
         let map = |at: RowsAt, tokens: usize| row_map(self.dtype, dim, at, tokens, false);
-        let [queries, tiles] = self.maps.of(at, || -> Result<_> {
+        let [queries, tiles] = self.maps.of((at, params.stage_tokens), || -> Result<_> {
             Ok([map(at[0], self.shape.rows())?, map(at[1], params.stage_tokens as usize)?])
         })?;
         // SAFETY: the arguments match the kernel's parameters; the maps are of the memory that the caller promises.

@@ -200,11 +200,12 @@ impl Engine for Sm90Engine {
             return unsafe { apart(self, call, block) };
         };
         let slices = FusedSm90::slices(dim);
-        let rounds = if block.cols <= call.g.row_stride {
+        let ring = if block.cols <= call.g.row_stride {
             block.cols.div_ceil(slices * TILE)
         } else {
             call.g.row_stride / (slices * TILE)
         };
+        debug_assert!(ring >= 2 || block.cols <= slices * TILE, "{ring} rounds of G");
         let params = FusedParams {
             log_temp: call.log_temp,
             bias: call.bias,
@@ -214,7 +215,7 @@ impl Engine for Sm90Engine {
             row: block.row as i32,
             col: block.col as i32,
             slices: slices as u32,
-            ring: rounds as u32,
+            ring: ring as u32,
             opens_sums: u32::from(call.opens(block)),
             opens: u32::from(block.col == 0),
             diagonal: call.diagonal(block),

@@ -18,7 +18,7 @@ const REDUCE_THREADS: u32 = 1024;
 pub(crate) struct GradientFactor {
     pub(crate) log_temp: ScalarArg,
     pub(crate) upstream: ScalarArg,
-    /// 1 / (batch · gain).
+    /// 1 / (batch · gain); of route fp8-all 1 / batch, as its gain goes with the exponent of [`ScaleParams`].
     pub(crate) inverse: f64,
 }
 

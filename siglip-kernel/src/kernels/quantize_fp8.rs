@@ -1,4 +1,5 @@
-//! `cuda/quantize_fp8.cu`: e4m3 copies of the inputs, as they are and transposed, and the exact dot products of the positive pairs.
+//! `cuda/quantize_fp8.cu`: e4m3 copies of the inputs (on route fp8-all the texts less their mean) and of the same transposed, and what stays exact: the mean's terms and
+//! the dot products of the positive pairs.
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
@@ -100,7 +101,8 @@ impl QuantizeFp8 {
         let blocks = rows.div_ceil(ROWS_PER_BLOCK).min(info.sm_count * BLOCKS_PER_SM);
         let images = LaunchConfig::linear(blocks, THREADS).with_programmatic(true);
         let both = LaunchConfig { grid: [blocks, 2, 1], ..images };
-        let [tall, wide] = [rows.div_ceil(TRANSPOSED_ROWS), params.cols.div_ceil(TRANSPOSED_COLS)];
+        // A grid is no wider in y: blocks go on by as many columns.
+        let [tall, wide] = [rows.div_ceil(TRANSPOSED_ROWS), params.cols.div_ceil(TRANSPOSED_COLS).min(65_535)];
         let tiles = LaunchConfig { grid: [tall, wide, 2], ..images };
         let columns = LaunchConfig { grid: [params.cols.div_ceil(THREADS), 1, 1], ..images };
         let slices = LaunchConfig { grid: [columns.grid[0], MEAN_SLICES, 1], ..images };

@@ -90,7 +90,7 @@ fn f32_zeros() {
     check::<f32>(sides.map(|(img, txt)| (case, Host { img, txt })));
 }
 
-/// Inputs whose magnitudes are at the ends of what route fp8 brings into e4m3's range, one side large and the other small.
+/// Inputs whose magnitudes are at the ends of what the routes of FP8 bring into e4m3's range, one side large and the other small.
 fn scales<T: Element>() {
     let exponents: &[(i32, i32)] =
         if T::NAME == "f16" { &[(11, -11), (-8, 11), (0, 8)] } else { &[(60, -60), (-70, 75), (-3, 40), (100, -100)] };
