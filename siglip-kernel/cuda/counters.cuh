@@ -15,3 +15,4 @@ DEV void wait_for(const u32* counter, u32 count) {
   u32 now;
   do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
   while (now < count);
+}
