@@ -3,6 +3,7 @@
 #pragma once
 #include "numerics.cuh"
 #include "ptx/barrier.cuh"
+#include "ptx/sync.cuh"
 #include "texts.cuh"
 
 struct StreamParams {
@@ -54,11 +55,6 @@ struct Piece {
 DEV u32 add_shared(u32* done, u32 tokens) {
   u32 before;
   asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(shared_address(done)), "r"(tokens) : "memory");
-  return before;
-}
-DEV u32 add_global(u32* done, u32 tokens) {
-  u32 before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(done), "r"(tokens) : "memory");
   return before;
 }
 
@@ -143,7 +139,7 @@ DEV void join_cut(const StreamParams& params, const u32* bounds, const Join (&cu
   }
   __syncwarp();
   const u32 added = lane == 0 ? tokens[0] : lane == 1 ? tokens[1] : 0;  // a document each
-  if (added > 0) before = add_global(&params.joins[lane == 0 ? index[0] : index[1]].tokens, added);
+  if (added > 0) before = add_acquire_release(&params.joins[lane == 0 ? index[0] : index[1]].tokens, added);
   __syncwarp();
 #pragma unroll
   for (u32 which = 0; which < 2; ++which) {

@@ -7,7 +7,6 @@
 // G passes from CTA to CTA of a panel through a ring of rounds in global memory (the L2), guarded by counters. So a panel's CTAs must be on the device at once: a
 // launch has no more than fit, and as CTAs start in order, beside other work at most one panel waits for its last ones while those before it go on. (Launches that
 // a scheduler mixes, of streams with other priorities, could wait for each other only if incomplete panels, one each, held all multiprocessors.)
-#include "counters.cuh"
 #include "sigmoid.cuh"
 #include "sm90/mainloop.cuh"
 #include "sm90/store.cuh"
@@ -171,20 +170,7 @@ struct Fused {
       if (thread == 0) add_release(read(round), 1);
     }
     // This CTA's last tile of G is stored, so the staging memory is free.
-    const WarpStaging stage(loop.staging, warp);
-#pragma unroll
-    for (u32 i = 0; i < Loop::ACC / 16; ++i) {  // 16 rows x 32 columns at a time
-      const int row = (int)(panel * TILE + warp * 16 + i / 4 * 64), column = (int)(slice * TILE + i % 4 * 32);
-      const u32 buffer = stage.buffer(i & 3);
-      stage.acquire<3>(lane);
-      stage.write_f32(buffer, acc + 16 * i, lane);
-      stage.publish();
-      if (lane == 0) {
-        if (params.opens) tma::store_2d(&out, buffer, column, row);
-        else tma::add_2d(&out, buffer, column, row);
-        tma::commit();
-      }
-    }
+    WarpStaging(loop.staging, warp).store_sums<4, TILE>(acc, &out, slice * TILE, panel * TILE + warp * 16, params.opens, lane);
     if (lane == 0) tma::wait_all();
     // The panel's last CTA leaves its counters as it found them.
     if (thread == 0 && add_acquire_release(done(), 1) == params.slices - 1)

@@ -19,20 +19,7 @@ struct GradientEpilogue {
 
   DEV void begin() {}
   DEV void tile(float (&sum)[Loop::ACC], u32 m0, u32 n0, u32 staging) {
-    const WarpStaging stage(staging, warp);
-#pragma unroll
-    for (u32 i = 0; i < COLUMNS / 32; ++i) {  // 16 rows x 32 columns at a time
-      const u32 buffer = stage.buffer(i & 1);
-      stage.acquire<1>(lane);
-      stage.write_f32(buffer, sum + 16 * i, lane);
-      stage.publish();
-      if (lane == 0) {
-        const int row = (int)(params.row + m0 + warp * 16), column = (int)(n0 + i * 32);
-        if (params.first) tma::store_2d(map, buffer, column, row);
-        else tma::add_2d(map, buffer, column, row);
-        tma::commit();
-      }
-    }
+    WarpStaging(staging, warp).store_sums<2, COLUMNS>(sum, map, n0, params.row + m0 + warp * 16, params.first, lane);
   }
   DEV void finish() {
     if (lane == 0) tma::wait_all();

@@ -26,8 +26,8 @@ struct GradientEpilogue {
   DEV void tile(float (&acc)[COLUMNS], u32 m0, u32 n0, u32 staging) {
     const WarpStaging stage(staging, warp);
     const u32 row0 = params.row + m0 + warp * 16;
-    constexpr u32 A_ROW = COLUMNS / (DIRECT ? 64 : 32);  // pieces
     if constexpr (DIRECT) {
+      constexpr u32 A_ROW = COLUMNS / 64;  // pieces
 #pragma unroll
       for (u32 i = 0; i < 2 * A_ROW; ++i) {  // 16 rows x 64 columns at a time
         u32 packed[16];
@@ -42,21 +42,7 @@ struct GradientEpilogue {
           tma::commit();
         }
       }
-    } else {
-#pragma unroll
-      for (u32 i = 0; i < 2 * A_ROW; ++i) {  // 16 rows x 32 columns at a time
-        const int row = (int)(row0 + i / A_ROW * 64), column = (int)(n0 + i % A_ROW * 32);
-        const u32 buffer = stage.buffer(i & 1);
-        stage.acquire<1>(lane);
-        stage.write_f32(buffer, acc + 16 * i, lane);
-        stage.publish();
-        if (lane == 0) {
-          if (params.first) tma::store_2d(map, buffer, column, row);
-          else tma::add_2d(map, buffer, column, row);
-          tma::commit();
-        }
-      }
-    }
+    } else stage.store_sums<2, COLUMNS>(acc, map, n0, row0, params.first, lane);
   }
   DEV void finish() {
     if (lane == 0) tma::wait_all();

@@ -6,7 +6,6 @@ use kernel_core::{DType, Program, Variant};
 use crate::blocks::{NARROW, WIDE};
 
 const HEADERS: &[(&str, &str)] = &[
-    ("counters.cuh", include_str!("../cuda/counters.cuh")),
     ("factor.cuh", include_str!("../cuda/factor.cuh")),
     ("plane_scale.cuh", include_str!("../cuda/plane_scale.cuh")),
     ("positives.cuh", include_str!("../cuda/positives.cuh")),

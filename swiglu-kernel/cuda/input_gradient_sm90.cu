@@ -55,7 +55,6 @@ static_assert(STAGES == 4, "stages of 48 KB");
 DEV void load_acquire(u32 (&x)[4], const u32* p) {
   asm volatile("ld.acquire.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "l"(p) : "memory");
 }
-DEV void add_release(u32* p, u32 x) { asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory"); }
 // Orders ordinary accesses to global memory before the copy engine's.
 DEV void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 

@@ -51,6 +51,25 @@ struct WarpStaging {
         asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(acc[4 * j + 2 * half]), "f"(acc[4 * j + 2 * half + 1]) : "memory");
       }
   }
+  // The sums of a warp's 16 rows, and of those 64 further on where acc holds both, into f32 rows from (column, row) on, through BUFFERS buffers in turn.
+  // `opens`: they are stored, else added.
+  template <u32 BUFFERS, u32 TILE_N, u32 N>
+  DEV void store_sums(const float (&acc)[N], const TensorMap* map, u32 column, u32 row, u32 opens, u32 lane) const {
+    constexpr u32 ACROSS = TILE_N / 32;
+#pragma unroll
+    for (u32 i = 0; i < N / 16; ++i) {  // 16 rows x 32 columns at a time
+      const int y = (int)(row + i / ACROSS * 64), x = (int)(column + i % ACROSS * 32);
+      const u32 to = buffer(i % BUFFERS);
+      acquire<BUFFERS - 1>(lane);
+      write_f32(to, acc + 16 * i, lane);
+      publish();
+      if (lane == 0) {
+        if (opens) tma::store_2d(map, to, x, y);
+        else tma::add_2d(map, to, x, y);
+        tma::commit();
+      }
+    }
+  }
   // Makes what the warp wrote visible to the copy engine; then lane 0 may issue the store.
   DEV void publish() const {
     fence_async_shared();
