@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// Seconds that a peer may compile and tune for a problem; one that takes longer is left out of it
     #[arg(long, value_name = "SECONDS", default_value_t = 120.0, requires = "peers")]
     peer_setup_s: f64,
+    /// Leave out these peers, separated by commas, by the names that the bench prints ("torch eager")
+    #[arg(long, value_delimiter = ',', value_name = "PEER", requires = "peers")]
+    leave_out: Vec<String>,
     /// Keep only these sizes, separated by commas: B of siglip, M of swiglu, Nq of maxsim
     #[arg(long, value_delimiter = ',', value_name = "SIZE")]
     only: Vec<usize>,
@@ -96,7 +99,8 @@ fn measure(args: &Args, gpu: &Gpu, bar: &ProgressBar) -> Result<()> {
     let effort = Effort::new(quick, args.round_ms);
     let setting = |script: &str, say: &mut dyn FnMut(String)| -> Result<Setting<'_>> {
         let peers = start_peers(args, script, say)?;
-        Ok(Setting { gpu, stopwatch: &stopwatch, peers, peer_setup_s: args.peer_setup_s, quick, effort, only })
+        let (peer_setup_s, leave_out) = (args.peer_setup_s, args.leave_out.as_slice());
+        Ok(Setting { gpu, stopwatch: &stopwatch, peers, peer_setup_s, leave_out, quick, effort, only })
     };
     if wants(Family::Siglip) {
         bar.set_message("siglip");

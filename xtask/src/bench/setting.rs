@@ -19,6 +19,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) peers: Option<Rc<RefCell<PeerProcess>>>,
     /// Seconds that a peer may compile and tune for a problem.
     pub(crate) peer_setup_s: f64,
+    /// Names of peers that do not run.
+    pub(crate) leave_out: &'a [String],
     pub(crate) quick: bool,
     pub(crate) effort: Effort,
     /// Sizes of a problem's first axis to keep (B, M, queries); empty keeps all.
@@ -48,6 +50,10 @@ impl Setting<'_> {
         let mut problem = problem.clone();
         problem["limit_s"] = self.peer_setup_s.into();
         for name in names {
+            if self.leave_out.iter().any(|out| out == name) {
+                missing(name, "left out, as asked");
+                continue;
+            }
             match Peer::set_up(process, name, &problem) {
                 Ok(peer) => contenders.push(Box::new(peer)),
                 Err(error) => missing(name, &format!("{error:#}")),
