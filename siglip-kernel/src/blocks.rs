@@ -9,7 +9,7 @@ use crate::problem::{Chunk, Problem};
 pub(crate) const TILE: usize = 128;
 
 /// Columns of a tile of Hopper's logit product: always without gradients, and with them where wide tiles leave more of the last wave idle, in low memory,
-/// and for few texts.
+/// and with 8-bit operands for few texts.
 pub(crate) const NARROW: usize = TILE;
 /// Columns of a wide tile. Operands and G together are what bounds the product, and it moves a sixth less of them.
 pub(crate) const WIDE: usize = 192;
@@ -48,11 +48,15 @@ pub(crate) struct Limits {
 /// What the start and the end of a launch cost, as so many features of a tile's product (about 7 µs on an H200).
 const LAUNCH: usize = 1200;
 
-/// What the waves of a block's logit product cost, in sixteenths of a wave of narrow tiles, and the columns of the tiles for which that is least. `rows`: tile rows.
+/// What the waves of a block's logit product cost, in sixteenths of a wave of narrow tiles, by tiles of so many columns. `rows`: tile rows.
+fn waves_of(rows: usize, cols: usize, columns: usize, sms: usize) -> usize {
+    (rows * cols.div_ceil(columns)).div_ceil(sms) * if columns == WIDE { WIDE_COST } else { 16 }
+}
+
+/// The same by the tiles for which it is least, and their columns.
 pub(crate) fn logit_waves(rows: usize, cols: usize, wide: bool, sms: usize) -> (usize, usize) {
-    let waves = |columns: usize| (rows * cols.div_ceil(columns)).div_ceil(sms);
-    let narrow = (waves(NARROW) * 16, NARROW);
-    if wide { narrow.min((waves(WIDE) * WIDE_COST, WIDE)) } else { narrow }
+    let of = |columns| (waves_of(rows, cols, columns, sms), columns);
+    if wide { of(NARROW).min(of(WIDE)) } else { of(NARROW) }
 }
 
 impl Blocks {
@@ -65,8 +69,10 @@ impl Blocks {
         // In 128 bits: the cost of the largest problems does not fit 64.
         let cost = |rows: usize, cols: usize| {
             let launch = |tiles: usize, sum: usize| (tiles.div_ceil(sms) * sum + LAUNCH) as u128;
+            // All blocks of a pass have the tiles that its full ones are best off with.
+            let (_, columns) = logit_waves(rows, cols, limits.wide, sms);
             let block = |rows: usize, cols: usize| {
-                let (logits, _) = logit_waves(rows, cols, limits.wide, sms);
+                let logits = waves_of(rows, cols, columns, sms);
                 let cols_gradient = if both { launch(cols.div_ceil(TILE) * width, rows * TILE) } else { 0 };
                 (logits * problem.dim / 16 + LAUNCH) as u128 + launch(rows * width, cols) + cols_gradient
             };
