@@ -27,6 +27,8 @@ typedef Mainloop<OPERAND, Major::K, Major::K, Schedule::PING_PONG, CLUSTER_SIZE,
 
 struct LogitsEpilogue {
   static constexpr u32 HALF = Loop::ACC / 2, PIECE = 16;
+  // Positives are taken out of the accumulators. With their dot products given that leaves no registers for the rest of a wide tile.
+  static constexpr bool TAKES = !FP8;
   const TensorMap* map_g;
   const GemmShape& shape;
   const LogitsParams& params;
@@ -46,12 +48,19 @@ struct LogitsEpilogue {
     const WarpStaging stage(staging, warp);
     if constexpr (WIDE) {
       // Decided for both halves at once, so that a sum's register is free again once its pair is done.
-      if (__builtin_expect(!is_plain(place(row, n0), COLUMNS) || !is_plain(place(row + 64, n0), COLUMNS), 0)) return special(acc, row, n0, stage);
+      const bool whole = is_whole(place(row, n0), COLUMNS) && is_whole(place(row + 64, n0), COLUMNS);
+      const bool positives[2] = {has_positives(place(row, n0), COLUMNS), has_positives(place(row + 64, n0), COLUMNS)};
+      const bool can_take = TAKES && constants.scale_log2 > Positives::LEAST_SCALE;
+      if (__builtin_expect(!whole || ((positives[0] || positives[1]) && !can_take), 0)) return special(acc, row, n0, stage);
 #pragma unroll
       for (u32 half = 0; half < 2; ++half) {
         const auto put = [&](u32 i, const u32 (&packed)[4]) { stage.write_16_columns(stage.buffer(i / 4), i % 4, packed, lane); };
         stage.acquire<0>(lane);
+        Positives taken;
+        if (TAKES && __builtin_expect(positives[half], 0)) taken.take<ELEMENT, true, HALF>(acc + half * HALF, sums, constants, place(row + half * 64, n0));
         pairs_plain<ELEMENT, true, HALF>(InRegisters{acc + half * HALF}, put, sums, constants);
+        if (TAKES && __builtin_expect(positives[half], 0))
+          taken.put_staged<HALF>(place(row + half * 64, n0), [&](u32 i, u32 k) { return stage.buffer(k / 64) + WarpStaging::of_16bit(i, k % 64); });
         store<PARTS>(stage.buffer(0), row + half * 64, n0, stage);
       }
     } else {
@@ -68,7 +77,7 @@ struct LogitsEpilogue {
       }
     }
   }
-  // A warp's rows of a wide tile with positives or an edge, 16 x 32 pairs at a time by one copy of the code, which for that takes them from shared memory: registers
+  // A warp's rows of a wide tile with an edge, or with positives that are not taken out, 16 x 32 pairs at a time by one copy of the code, which for that takes them from shared memory: registers
   // cannot be counted through, and a copy for each piece would leave none to spare.
   DEV void special(const float* acc, u32 row, u32 n0, const WarpStaging& stage) {
     const bool faint = sums.faint;

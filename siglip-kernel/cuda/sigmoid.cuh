@@ -281,10 +281,10 @@ DEV void pairs_general(const X& x, const Put& put, PairSums& sums, const Constan
   sums.loss += fmaf(large, LN2, log1p_nonnegative(total_product(product)));
 }
 
-// Whether a fragment of that many columns has no positives, and all of its pairs exist.
-DEV bool is_plain(const FragmentPlace& place, int cols) {
-  return place.rows >= 16 && place.cols >= cols && (place.diagonal <= -16 || place.diagonal >= cols);
-}
+// Whether all pairs of a fragment of that many columns exist; whether there may be positives among them.
+DEV bool is_whole(const FragmentPlace& place, int cols) { return place.rows >= 16 && place.cols >= cols; }
+DEV bool has_positives(const FragmentPlace& place, int cols) { return place.diagonal > -16 && place.diagonal < cols; }
+DEV bool is_plain(const FragmentPlace& place, int cols) { return is_whole(place, cols) && !has_positives(place, cols); }
 
 // One fragment of a warp, 16 rows x 2 N columns, where all pairs exist and are negative: by the cheapest path that is exact for it. The usual one comes first,
 // in one piece; all others lie behind it. All lanes call it together.
@@ -335,6 +335,15 @@ struct Positives {
       at |= element << 8 * half;
     }
     if constexpr (GRADIENT) q = E::pack(q_of[0], q_of[1]);
+  }
+  // The same into rows that are staged already: `element(row, column)` is where one lies in shared memory. Only `q` of what was taken is looked at.
+  template <u32 N, class Element> DEV void put_staged(const FragmentPlace& place, const Element& element) const {
+    __syncwarp();  // other lanes wrote there
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const u32 i = place.lane / 4 + half * 8, k = i + (u32)place.diagonal;
+      if (k < 2 * N && k % 8 / 2 == place.lane % 4) store_shared_16bit(element(i, k), q >> 16 * half);
+    }
   }
   template <u32 N> DEV void put(u32* packed) const {
 #pragma unroll

@@ -16,3 +16,5 @@ DEV void store_shared(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::
 DEV void store_shared_vector(u32 at, float x, float y, float z, float w) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
 }
+// The lower half of `v`.
+DEV void store_shared_16bit(u32 at, u32 v) { asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"((u16)v) : "memory"); }

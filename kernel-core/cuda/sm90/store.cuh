@@ -29,6 +29,8 @@ struct WarpStaging {
     const u32 row = lane & 15, chunk = j * 2 + (lane >> 4);
     store_matrix_x4(to + row * 128 + ((chunk ^ (row & 7)) << 4), packed[0], packed[1], packed[2], packed[3]);
   }
+  // Where an element of such rows lies in its buffer.
+  static DEV u32 of_16bit(u32 row, u32 column) { return row * 128 + ((column / 8 ^ (row & 7)) << 4) + column % 8 * 2; }
   // Such rows from a buffer to global memory, as whole rows of 128 bytes, without the copy engine: its queue may be long. All lanes together; the buffer
   // is free again afterwards.
   DEV void copy_16bit(u16* to, u64 row_stride, u32 from, u32 lane) const {
