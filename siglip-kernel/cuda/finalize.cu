@@ -6,14 +6,7 @@
 #include "numerics.cuh"
 #include "positives.cuh"
 #include "ptx/sync.cuh"
-
-struct ReduceParams {
-  const double* sums;  // [slots][3]: loss, q, q x
-  u32 slots, gradient;
-  double inverse_batch;
-  ScalarArg log_temp, upstream;
-  float *loss, *d_log_temp, *d_bias;  // the last two only with a gradient
-};
+#include "scalars.cuh"
 
 // The block's total of one value a thread, in thread 0. Order of addition is fixed.
 DEV double block_sum(double x) {
@@ -29,19 +22,9 @@ DEV double block_sum(double x) {
 // One block of 1024 threads.
 KERNEL __launch_bounds__(1024) siglip_reduce(const __grid_constant__ ReduceParams params) {
   grid_dependency_wait();
-  double loss = 0.0, q = 0.0, q_x = 0.0;
-  for (u32 i = threadIdx.x; i < params.slots; i += blockDim.x) {
-    loss += params.sums[3 * i];
-    q += params.sums[3 * i + 1];
-    q_x += params.sums[3 * i + 2];
-  }
-  loss = block_sum(loss), q = block_sum(q), q_x = block_sum(q_x);
-  if (threadIdx.x != 0) return;
-  *params.loss = (float)(loss * params.inverse_batch);
-  if (!params.gradient) return;
-  const double upstream = params.upstream.load() * params.inverse_batch;
-  *params.d_bias = (float)(upstream * q);
-  *params.d_log_temp = (float)(upstream * exp((double)params.log_temp.load()) * q_x);
+  Totals totals(params, threadIdx.x, blockDim.x);
+  totals.loss = block_sum(totals.loss), totals.q = block_sum(totals.q), totals.q_x = block_sum(totals.q_x);
+  if (threadIdx.x == 0) totals.store(params);
 }
 
 struct ScaleParams {
@@ -54,16 +37,46 @@ struct ScaleParams {
   const int* exponent;  // `from` is that of 2^(*exponent + 15) times the sums (route fp8-all); null: of the sums
 };
 
+// Four neighbours of a row, read or written at once.
+struct alignas(4 * sizeof(ELEMENT::Storage)) Four {
+  ELEMENT::Storage at[4];
+};
+
+// Whether all rows that a launch of `siglip_scale` looks at are whole vectors.
+DEV bool in_fours(const ScaleParams& params) {
+  const u64 addresses = (u64)params.to | (u64)params.positives.other, strides = params.from_stride | params.to_stride | params.positives.other_stride;
+  return (u64)params.from % sizeof(float4) == 0 && addresses % sizeof(Four) == 0 && (strides | params.cols) % 4 == 0;
+}
+
 // to = (from + q other) * factor, rounded once. A warp takes a row.
 KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams params) {
   grid_dependency_wait();
   const float factor = params.factor.load(), unit = params.exponent ? ldexpf(1.f, -15 - *params.exponent) : 1.f;  // 15: GAIN_LOG2<E5M2> of sigmoid.cuh
   const u32 lane = threadIdx.x % WARP;
   const u64 warps = (u64)gridDim.x * (blockDim.x / WARP);
+  const bool fours = in_fours(params);
   for (u64 row = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; row < params.rows; row += warps) {
     const float* from = params.from + row * params.from_stride;
     ELEMENT::Storage* to = params.to + row * params.to_stride;
-    if (const PositivePairs<ELEMENT>::Pair pair = params.positives.of(row); pair.other) {
+    const PositivePairs<ELEMENT>::Pair pair = params.positives.of(row);
+    if (fours) {
+#pragma unroll 4
+      for (u32 column = lane * 4; column < params.cols; column += WARP * 4) {
+        const float4 sum = *reinterpret_cast<const float4*>(from + column);
+        const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
+        Four out;
+        if (pair.other) {
+          const Four other = *reinterpret_cast<const Four*>(pair.other + column);
+#pragma unroll
+          for (u32 i = 0; i < 4; ++i) ELEMENT::store(out.at + i, fmaf(pair.q, ELEMENT::load(other.at + i), sums[i] * unit) * factor);
+        } else
+#pragma unroll
+          for (u32 i = 0; i < 4; ++i) ELEMENT::store(out.at + i, sums[i] * unit * factor);
+        *reinterpret_cast<Four*>(to + column) = out;
+      }
+      continue;
+    }
+    if (pair.other) {
       for (u32 column = lane; column < params.cols; column += WARP)
         ELEMENT::store(to + column, fmaf(pair.q, ELEMENT::load(pair.other + column), from[column] * unit) * factor);
       continue;

@@ -30,11 +30,16 @@ impl Engine {
     ///
     /// A true f32 product adds up all of a block's columns one after another; blocks are added to each other, which keeps the error of d_img
     /// near 1e-6 for any number of texts.
-    fn limits(self, problem: &Problem, low_memory: bool) -> Limits {
+    fn limits(self, problem: &Problem, route: Route) -> Limits {
         let cols = if self == Engine::F32 { 16384 } else { usize::MAX };
-        // Short launches lose more to their ends with wide tiles: small problems, and low memory, keep to narrow ones (H200: up to 2% of a step).
-        let wide = matches!(self, Engine::Sm90 | Engine::Fp8All) && problem.cols >= 32_768;
-        if low_memory {
+        // Short launches lose more to their ends with wide tiles: low memory keeps to narrow ones, and so do small problems where positives take the long way
+        // through a wide tile, as with 8-bit operands (H200: up to 2% of a step).
+        let wide = match self {
+            Engine::Sm90 if route != Route::Fp8 => true,
+            Engine::Sm90 | Engine::Fp8All => problem.cols >= 32_768,
+            _ => false,
+        };
+        if route == Route::LowMemory {
             return Limits { elements: 2816 * 4608, cols, row_tiles: 16..=33, wide: false };
         }
         const SM90: usize = 5632 * 16384;
@@ -102,6 +107,8 @@ pub(crate) enum Gradient {
     Accumulated,
     /// The output is f32 and holds its own accumulators, scaled at the end.
     InPlace,
+    /// f32 accumulators in the workspace, to which the last block's product adds its own sum as it writes the output.
+    Finished,
     /// The product writes the output: one block holds the whole sum, or the product's last block finishes it.
     Direct,
 }
@@ -189,7 +196,7 @@ impl Design {
             };
             Self { engine, route, images: pass(*problem), texts: two_passes.then(|| pass(problem.mirrored())) }
         };
-        let mut limits = engine.limits(problem, low_memory);
+        let mut limits = engine.limits(problem, options.route);
         let Chunk::Workspace(most) = options.chunk else { return Ok(within(&limits)) };
         let tallest = *limits.row_tiles.end();
         loop {
@@ -208,12 +215,20 @@ impl Design {
 
     /// How the row side's gradient of a pass comes about.
     pub(crate) fn rows_gradient(&self, pass: &Pass) -> Gradient {
-        self.engine.gradients(&pass.problem, pass.blocks).0
+        self.gradients(pass).0
     }
 
     /// How the texts' gradient comes about in the images' pass, if it does.
     pub(crate) fn cols_gradient(&self) -> Option<Gradient> {
-        self.texts.is_none().then(|| self.engine.gradients(&self.images.problem, self.images.blocks).1)
+        self.texts.is_none().then(|| self.gradients(&self.images).1)
+    }
+
+    /// Both gradients of a pass. Where it gives both, and products write rows as they are, the last ones finish them.
+    pub(crate) fn gradients(&self, pass: &Pass) -> (Gradient, Gradient) {
+        let finishes = self.engine == Engine::Sm90 && self.texts.is_none() && !pads(&pass.problem);
+        let of = |gradient| if finishes && gradient == Gradient::Accumulated { Gradient::Finished } else { gradient };
+        let (rows, cols) = self.engine.gradients(&pass.problem, pass.blocks);
+        (of(rows), of(cols))
     }
 
     pub(crate) fn passes(&self) -> impl Iterator<Item = &Pass> {
@@ -283,6 +298,28 @@ pub(crate) mod tests {
         ];
         assert!(unfused.iter().all(|of| !of.fused), "{unfused:?}");
         assert!(low(16_384, 4096, Chunk::Auto).blocks.rows >= 2048, "as without fused launches");
+    }
+
+    #[test]
+    fn last_products_finish_gradients_where_there_is_one_pass() {
+        let design = |batch, dim, dtype, route| {
+            let chunk = Chunk::Auto;
+            Design::new(&h200(), &Problem::square(batch, dim, dtype), &Options { route, chunk }).unwrap()
+        };
+        let of = |design: Design| design.gradients(&design.images);
+        use Gradient::{Accumulated, Direct, Finished, InPlace};
+        let auto = |batch, dim, dtype| of(design(batch, dim, dtype, Route::Auto));
+        assert_eq!(auto(8192, 768, DType::Bf16), (Direct, Direct));
+        assert_eq!(auto(16_384, 768, DType::F16), (Direct, Finished));
+        assert_eq!(auto(65_536, 768, DType::Bf16), (Finished, Finished));
+        assert_eq!(auto(65_536, 100, DType::Bf16), (Accumulated, Accumulated), "rows are padded");
+        assert_eq!(of(design(65_536, 768, DType::Bf16, Route::LowMemory)).0, Accumulated);
+        assert_eq!(of(design(65_536, 768, DType::Bf16, Route::Portable)), (Accumulated, Accumulated));
+        assert_eq!(of(design(65_536, 768, DType::F32, Route::Portable)), (InPlace, InPlace));
+        // Sums take the same memory whoever finishes them.
+        let of_rows = |design: &Design| Regions::layout(design, &h200()).1.d_rows;
+        let chunked = design(65_536, 768, DType::Bf16, Route::Auto);
+        assert!(of_rows(&chunked).bytes() == chunked.images.blocks.rows * 768 * size_of::<f32>());
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Plan {
         let (layout, regions) = Regions::layout(&design, gpu.info());
         let engine = |pass: &Pass| -> Result<Box<dyn Engine>> {
             Ok(match design.engine {
-                Kind::Sm90 => Box::new(Sm90Engine::new(gpu, pass, design.route == Route::Fp8)?),
+                Kind::Sm90 => Box::new(Sm90Engine::new(gpu, pass, design.route == Route::Fp8, design.gradients(pass))?),
                 Kind::Fp8All => Box::new(Fp8AllEngine::new(gpu, pass)?),
                 Kind::Portable => Box::new(PortableEngine::new(gpu, &pass.problem)?),
                 Kind::F32 => Box::new(F32Engine::new(gpu, problem.dim)?),
@@ -149,6 +149,7 @@ impl Plan {
             At { address: txt, row_stride: stride(inputs.txt.shape(), inputs.txt.row_stride()) },
             [log_temp, bias, ScalarArg { device: 0, host: 1.0 }],
             None,
+            [loss, 0, 0],
         )?;
         let mut slots = 0;
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
@@ -157,7 +158,7 @@ impl Plan {
             // SAFETY: as above.
             slots = slots.max(unsafe { self.images.logits(&call, &block) }?);
         }
-        self.reduce(&call, slots, [loss, 0, 0])
+        self.reduce(&call, slots)
     }
 
     /// The loss and all gradients, those multiplied by `upstream` (the gradient that arrives at the loss). 6·N·M·D flop.
@@ -196,7 +197,8 @@ impl Plan {
         let d_txt = At { address: d_txt, row_stride: d_txt_stride };
         let img = At { address: img, row_stride: stride(inputs.img.shape(), inputs.img.row_stride()) };
         let txt = At { address: txt, row_stride: stride(inputs.txt.shape(), inputs.txt.row_stride()) };
-        let mut call = self.call(&gpu, img, txt, [log_temp, bias, upstream], Some((d_img, d_txt)))?;
+        let scalars = [loss, d_log_temp, d_bias];
+        let mut call = self.call(&gpu, img, txt, [log_temp, bias, upstream], Some((d_img, d_txt)), scalars)?;
         let summed = self.summed_texts(d_txt);
         if self.design.texts.is_some() && summed > 0 {
             call.d_txt = d_txt;
@@ -209,7 +211,7 @@ impl Plan {
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, and of the workspace.
         let slots = unsafe { self.pass(&mut call, false, 0, summed, d_img, spare) }?;
         match self.design.cols_gradient() {
-            Some(Gradient::Direct) => {}
+            Some(Gradient::Direct | Gradient::Finished) => {}
             Some(Gradient::Accumulated | Gradient::InPlace) => {
                 let positives = call.positives_of_texts(0, problem.rows);
                 self.scale(&call, call.d_txt, d_txt, problem.cols, positives, self.exponent(&call, 0))?;
@@ -222,7 +224,8 @@ impl Plan {
                 unsafe { self.pass(&mut mirrored, true, summed, 0, d_txt, spare) }?;
             }
         }
-        self.reduce(&call, slots, [loss, d_log_temp, d_bias])
+        // Where texts have a pass of their own, the last product is none that would.
+        if self.design.texts.is_none() && self.images.reduces() { Ok(()) } else { self.reduce(&call, slots) }
     }
 
     /// Queues one pass over the rows from `first` on, whose gradient goes to `out`, and with it the sums of the columns before `summed`. Gives the number
@@ -263,6 +266,7 @@ impl Plan {
                 // SAFETY: the caller's promise.
                 unsafe {
                     slots = slots.max(engine.logits_and_d_img(call, &block)?);
+                    call.scalars.slots = slots as u32;
                     engine.d_txt(call, &block)?;
                 }
             }
@@ -271,7 +275,7 @@ impl Plan {
                 // SAFETY: as above.
                 slots = slots.max(unsafe { self.engine(texts).logits_and_d_img(call, &block) }?);
             }
-            if to_rows != Gradient::Direct {
+            if !matches!(to_rows, Gradient::Direct | Gradient::Finished) {
                 let positives = call.positives_of_images(row, pass.problem.cols);
                 self.scale(call, call.d_img, rows_out, rows, positives, self.exponent(call, 1))?;
             }
@@ -355,6 +359,8 @@ impl Plan {
             g: At { address: self.workspace.ptr(self.regions.g), row_stride: pass.blocks.cols },
             d_img: self.place(self.design.rows_gradient(&pass), self.regions.d_rows, d_txt),
             d_txt: At::default(),
+            to_img: d_txt,
+            to_txt: At::default(),
             sums: self.workspace.ptr(self.regions.unused_sums),
             ..*call
         }
@@ -363,7 +369,7 @@ impl Plan {
     /// Where a product goes: its accumulators, or the output.
     fn place(&self, gradient: Gradient, accumulators: Region, output: At) -> At {
         match gradient {
-            Gradient::Accumulated => {
+            Gradient::Accumulated | Gradient::Finished => {
                 At { address: self.workspace.ptr(accumulators), row_stride: padded_dim(&self.design.images.problem) }
             }
             Gradient::InPlace | Gradient::Direct => output,
@@ -378,10 +384,12 @@ impl Plan {
         txt: At,
         [log_temp, bias, upstream]: [ScalarArg; 3],
         gradients: Option<(At, At)>,
+        [loss, d_log_temp, d_bias]: [u64; 3],
     ) -> Result<Call<'a>> {
         let at = |region, row_stride| At { address: self.workspace.ptr(region), row_stride };
         let problem = &self.design.images.problem;
         let dim = padded_dim(problem);
+        let (to_img, to_txt) = gradients.unwrap_or_default();
         let (d_img, d_txt) = gradients.map_or_else(Default::default, |(img, txt)| {
             let to_img = self.design.rows_gradient(&self.design.images);
             let to_txt = self.design.cols_gradient().map(|to| self.place(to, self.regions.d_txt, txt));
@@ -403,7 +411,20 @@ impl Plan {
             g: at(self.regions.g, self.design.images.blocks.cols),
             d_img,
             d_txt,
+            to_img,
+            to_txt,
             factor: GradientFactor { log_temp, upstream, inverse: 1.0 / (problem.batch as f64 * gain) },
+            scalars: ReduceParams {
+                sums: self.workspace.ptr(self.regions.sums),
+                slots: 0,
+                gradient: u32::from(gradients.is_some()),
+                inverse_batch: 1.0 / problem.batch as f64,
+                log_temp,
+                upstream,
+                loss,
+                d_log_temp,
+                d_bias,
+            },
             sums: self.workspace.ptr(self.regions.sums),
             positive: match self.design.engine {
                 Kind::F32 | Kind::Split => self.workspace.ptr(self.regions.positive),
@@ -491,18 +512,8 @@ impl Plan {
     }
 
     /// Queues the scalars, from the first `slots` slots of sums.
-    fn reduce(&self, call: &Call<'_>, slots: usize, [loss, d_log_temp, d_bias]: [u64; 3]) -> Result<()> {
-        let params = ReduceParams {
-            sums: call.sums,
-            slots: slots as u32,
-            gradient: u32::from(call.gradient),
-            inverse_batch: 1.0 / self.design.images.problem.batch as f64,
-            log_temp: call.factor.log_temp,
-            upstream: call.factor.upstream,
-            loss,
-            d_log_temp,
-            d_bias,
-        };
+    fn reduce(&self, call: &Call<'_>, slots: usize) -> Result<()> {
+        let params = ReduceParams { slots: slots as u32, ..call.scalars };
         // SAFETY: the logit launches wrote `slots` slots; the outputs are checked views.
         unsafe { self.finalize.reduce(call.stream, call.info, params) }
     }

@@ -9,6 +9,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("factor.cuh", include_str!("../cuda/factor.cuh")),
     ("plane_scale.cuh", include_str!("../cuda/plane_scale.cuh")),
     ("positives.cuh", include_str!("../cuda/positives.cuh")),
+    ("scalars.cuh", include_str!("../cuda/scalars.cuh")),
     ("sigmoid.cuh", include_str!("../cuda/sigmoid.cuh")),
     ("sigmoid_f32.cuh", include_str!("../cuda/sigmoid_f32.cuh")),
     ("slot.cuh", include_str!("../cuda/slot.cuh")),

@@ -89,7 +89,10 @@ impl Regions {
         let dim = padded_dim(problem);
         let when = |needed: bool, bytes: usize| if needed { bytes } else { 0 };
         let accumulator = |gradient: Option<Gradient>, rows: usize| {
-            when(gradient == Some(Gradient::Accumulated), rows.saturating_mul(dim * size_of::<f32>()))
+            when(
+                matches!(gradient, Some(Gradient::Accumulated | Gradient::Finished)),
+                rows.saturating_mul(dim * size_of::<f32>()),
+            )
         };
         let most = |of: &dyn Fn(&crate::design::Pass) -> usize| design.passes().map(of).max().unwrap_or(0);
         let split = design.engine == Engine::Split;

@@ -18,7 +18,7 @@ use kernel_core::{DeviceInfo, ScalarArg};
 
 use crate::blocks::Block;
 use crate::error::Result;
-use crate::kernels::{GradientFactor, PositivePairs, QuantizeParams, QuantizeSide};
+use crate::kernels::{GradientFactor, PositivePairs, QuantizeParams, QuantizeSide, ReduceParams};
 use crate::problem::Problem;
 use crate::workspace::padded_dim;
 
@@ -78,8 +78,13 @@ pub(crate) struct Call<'a> {
     pub(crate) d_img: At,
     /// Where the product of all text rows goes.
     pub(crate) d_txt: At,
+    /// The gradients themselves, which products write that finish them.
+    pub(crate) to_img: At,
+    pub(crate) to_txt: At,
     /// From accumulators to gradients.
     pub(crate) factor: GradientFactor,
+    /// Of the last block of a step.
+    pub(crate) scalars: ReduceParams,
     pub(crate) sums: u64,
     /// q of positive pairs by image row, where they are kept out of the products; else 0. On route fp8-all their dot products until then.
     pub(crate) positive: u64,
@@ -201,6 +206,11 @@ pub(crate) trait Engine: Send {
     /// # Safety
     /// As [`Engine::logits`].
     unsafe fn d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<()>;
+
+    /// Whether the last block's [`Engine::d_txt`] computes [`Call::scalars`] too.
+    fn reduces(&self) -> bool {
+        false
+    }
 
     /// d_txt (+)= Gᵀ · img.
     ///

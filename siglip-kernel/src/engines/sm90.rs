@@ -7,9 +7,11 @@ use kernel_core::{Error, Gpu, LastMaps, MapType, TensorMap};
 use super::gemms::Gemms;
 use super::{At, Call, Engine, apart};
 use crate::blocks::{Block, Blocks, NARROW, TILE, WIDE};
-use crate::design::{Engine as Kind, Gradient, Pass};
+use crate::design::{Gradient, Pass};
 use crate::error::Result;
-use crate::kernels::{FusedParams, FusedSm90, GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8};
+use crate::kernels::{
+    FusedParams, FusedSm90, GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8, ReduceParams,
+};
 use crate::problem::Problem;
 use crate::workspace::padded_dim;
 
@@ -26,9 +28,9 @@ pub(crate) struct Sm90Engine {
     loss_and_gradient: Logits,
     /// Where logit kernels store G. In low memory it moves within a call.
     store_g: LastMaps<MatrixAt, TensorMap>,
-    products: Products,
+    img_side: Side,
+    txt_side: Side,
     fused: Option<Fused>,
-    gradients: (Gradient, Gradient),
     problem: Problem,
     blocks: Blocks,
 }
@@ -47,15 +49,35 @@ struct Fused {
     out: LastMaps<MatrixAt, TensorMap>,
 }
 
-/// Who multiplies G by the rows of the other side.
-enum Products {
+/// Who multiplies G by the rows of the other side, for one of the gradients.
+enum Side {
+    /// Each block holds the whole sum, and the product writes the gradient.
+    Whole(Box<Product>),
+    /// Products are added up in f32; where `last` is, it adds the last one as it writes the gradient.
+    Summed { by: Adder, last: Option<Box<Product>> },
+}
+
+enum Adder {
     /// On a card that its power bounds 1 to 3% of a step less than by the kernels, which are the faster ones at the same clocks (H200). Not where blocks are
     /// so few that one of the gradients is finished at once: there it loses 2%. Without a workspace, so that no sum is split.
     Library(Gemms),
-    Kernels {
-        d_img: Box<Product>,
-        d_txt: Box<Product>,
-    },
+    Kernel(Box<Product>),
+}
+
+/// A product of one block, and where it may go.
+struct Work {
+    g: MatrixAt,
+    other: MatrixAt,
+    shape: GemmShape,
+    /// Where the block's rows begin in what is written.
+    row_of_sums: usize,
+    row_of_gradient: usize,
+    sums: MatrixAt,
+    gradient: MatrixAt,
+    /// Whether the block is the first of its sums, and the last.
+    first: bool,
+    last: bool,
+    scalars: ReduceParams,
 }
 
 /// One of the gradient kernels, with the maps of G and of the other side's rows and the output.
@@ -67,21 +89,58 @@ struct Product {
     rest: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
 }
 
-impl Products {
-    fn new(gpu: &Gpu, problem: &Problem, blocks: Blocks, (d_img, d_txt): (Gradient, Gradient)) -> Result<Self> {
-        let direct = |gradient| gradient == Gradient::Direct;
-        if !direct(d_img) && !direct(d_txt) {
+impl Side {
+    /// `transposed`: of texts. `rows`: of a block's product. `library`: unless it is missing, it adds to the sums.
+    fn new(
+        gpu: &Gpu,
+        problem: &Problem,
+        transposed: bool,
+        gradient: Gradient,
+        rows: usize,
+        library: bool,
+    ) -> Result<Self> {
+        let product = |direct| -> Result<Box<Product>> {
+            let kernel = GradientSm90::new(gpu, problem.dtype, transposed, direct, [rows, problem.dim])?;
+            Ok(Box::new(Product { kernel, transposed, g: LastMaps::new(), rest: LastMaps::new() }))
+        };
+        if gradient == Gradient::Direct {
+            return Ok(Self::Whole(product(true)?));
+        }
+        let last = (gradient == Gradient::Finished).then(|| product(true)).transpose()?;
+        if library {
             match Gemms::new(gpu, problem.dtype, problem.dim, 0) {
                 // Any other failure might pass, and another plan for the same problem would then give other bits.
                 Err(crate::Error::Gpu(Error::MissingLibrary { .. })) => {}
-                gemms => return gemms.map(Self::Library),
+                gemms => return Ok(Self::Summed { by: Adder::Library(gemms?), last }),
             }
         }
-        let product = |transposed, gradient, rows: usize| -> Result<Box<Product>> {
-            let kernel = GradientSm90::new(gpu, problem.dtype, transposed, direct(gradient), [rows, problem.dim])?;
-            Ok(Box::new(Product { kernel, transposed, g: LastMaps::new(), rest: LastMaps::new() }))
+        Ok(Self::Summed { by: Adder::Kernel(product(false)?), last })
+    }
+
+    /// # Safety
+    /// The matrices must be live memory of the shapes that the block has.
+    unsafe fn run(&mut self, call: &Call<'_>, block: &Block, transposed: bool, work: &Work) -> Result<()> {
+        let params = |row: usize| GradientParams {
+            first: u32::from(work.first),
+            row: row as u32,
+            factor: call.factor,
+            before: 0,
+            before_stride: work.sums.row_stride as u64,
+            scalars: work.scalars,
         };
-        Ok(Self::Kernels { d_img: product(false, d_img, blocks.rows)?, d_txt: product(true, d_txt, blocks.cols)? })
+        let (product, out, params) = match self {
+            Self::Whole(product) => (product, work.gradient, params(work.row_of_gradient)),
+            Self::Summed { last: Some(product), .. } if work.last => {
+                let start = work.row_of_sums * work.sums.row_stride * size_of::<f32>();
+                let before = if work.first { 0 } else { work.sums.address + start as u64 };
+                (product, work.gradient, GradientParams { before, ..params(work.row_of_gradient) })
+            }
+            Self::Summed { by: Adder::Kernel(product), .. } => (product, work.sums, params(work.row_of_sums)),
+            Self::Summed { by: Adder::Library(gemms), .. } if transposed => return gemms.d_txt(call, block),
+            Self::Summed { by: Adder::Library(gemms), .. } => return gemms.d_img(call, block),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { product.launch(call, [work.g, work.other, out], work.shape, params) }
     }
 }
 
@@ -103,10 +162,11 @@ impl Product {
 }
 
 impl Sm90Engine {
-    pub(crate) fn new(gpu: &Gpu, pass: &Pass, fp8: bool) -> Result<Self> {
+    /// `gradients`: how they come about.
+    pub(crate) fn new(gpu: &Gpu, pass: &Pass, fp8: bool, gradients: (Gradient, Gradient)) -> Result<Self> {
         let Pass { ref problem, blocks, logit_columns, fused } = *pass;
         let dtype = problem.dtype;
-        let gradients = Kind::Sm90.gradients(problem, blocks);
+        let library = gradients.0 != Gradient::Direct && gradients.1 != Gradient::Direct;
         let logits = |gradient, columns| -> Result<Logits> {
             Ok(Logits { kernel: LogitsSm90::new(gpu, dtype, gradient, fp8, columns)?, maps: LastMaps::new() })
         };
@@ -115,7 +175,8 @@ impl Sm90Engine {
             loss: logits(false, NARROW)?,
             loss_and_gradient: logits(true, logit_columns)?,
             store_g: LastMaps::new(),
-            products: Products::new(gpu, problem, blocks, gradients)?,
+            img_side: Side::new(gpu, problem, false, gradients.0, blocks.rows, library)?,
+            txt_side: Side::new(gpu, problem, true, gradients.1, blocks.cols, library)?,
             fused: fused
                 .then(|| {
                     let kernel = FusedSm90::new(gpu, dtype)?;
@@ -127,7 +188,6 @@ impl Sm90Engine {
                     })
                 })
                 .transpose()?,
-            gradients,
             problem: *problem,
             blocks,
         })
@@ -141,12 +201,9 @@ impl Sm90Engine {
         matrix(call.g, self.problem.dtype.into(), self.blocks.rows, call.g.row_stride)
     }
 
-    /// Where a product goes: `rows` rows of gradients, or of their sums.
-    fn out(&self, at: At, rows: usize, gradient: Gradient) -> MatrixAt {
-        match gradient {
-            Gradient::Direct => self.rows(at, rows),
-            Gradient::Accumulated | Gradient::InPlace => matrix(at, MapType::F32, rows, self.problem.dim),
-        }
+    /// `rows` rows of f32 sums.
+    fn sums(&self, at: At, rows: usize) -> MatrixAt {
+        matrix(at, MapType::F32, rows, self.problem.dim)
     }
 }
 
@@ -194,7 +251,7 @@ impl Engine for Sm90Engine {
     unsafe fn logits_and_d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<usize> {
         let Problem { rows, cols, dim, .. } = self.problem;
         let (img, txt, g) = (self.rows(call.img, rows), self.rows(call.txt, cols), self.g(call));
-        let out = self.out(call.d_img, self.blocks.rows, self.gradients.0);
+        let out = self.sums(call.d_img, self.blocks.rows);
         let Some(fused) = &mut self.fused else {
             // SAFETY: the caller's promise.
             return unsafe { apart(self, call, block) };
@@ -232,33 +289,44 @@ impl Engine for Sm90Engine {
     }
 
     unsafe fn d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {
-        let direct = self.gradients.0 == Gradient::Direct;
-        let (g, txt) = (self.g(call), self.rows(call.txt, self.problem.cols));
-        let out = self.out(call.d_img, if direct { self.problem.rows } else { self.blocks.rows }, self.gradients.0);
-        match &mut self.products {
-            Products::Library(gemms) => gemms.d_img(call, block),
-            Products::Kernels { d_img, .. } => {
-                let shape = GemmShape::new(block.rows, self.problem.dim, block.cols, GRADIENT_BAND);
-                let row = if direct { block.row as u32 } else { 0 };
-                let params = GradientParams { factor: call.factor, first: u32::from(block.col == 0), row };
-                // SAFETY: the matrices are the call's live memory.
-                unsafe { d_img.launch(call, [g, txt, out], shape.with_b_origin(0, block.col), params) }
-            }
-        }
+        let Problem { rows, cols, dim, .. } = self.problem;
+        let work = Work {
+            g: self.g(call),
+            other: self.rows(call.txt, cols),
+            shape: GemmShape::new(block.rows, dim, block.cols, GRADIENT_BAND).with_b_origin(0, block.col),
+            row_of_sums: 0,
+            row_of_gradient: block.row,
+            sums: self.sums(call.d_img, self.blocks.rows),
+            gradient: self.rows(call.to_img, rows),
+            first: block.col == 0,
+            last: block.col + block.cols == cols,
+            scalars: ReduceParams { sums: 0, ..call.scalars },
+        };
+        // SAFETY: the matrices are the call's live memory.
+        unsafe { self.img_side.run(call, block, false, &work) }
     }
 
     unsafe fn d_txt(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {
-        let (g, img) = (self.g(call), self.rows(call.img, self.problem.rows));
-        let out = self.out(call.d_txt, self.problem.cols, self.gradients.1);
-        match &mut self.products {
-            Products::Library(gemms) => gemms.d_txt(call, block),
-            Products::Kernels { d_txt, .. } => {
-                let shape = GemmShape::new(block.cols, self.problem.dim, block.rows, GRADIENT_BAND);
-                let row = block.col as u32;
-                let params = GradientParams { factor: call.factor, first: u32::from(block.row == 0), row };
-                // SAFETY: the matrices are the call's live memory.
-                unsafe { d_txt.launch(call, [g, img, out], shape.with_b_origin(0, block.row), params) }
-            }
-        }
+        let Problem { rows, cols, dim, .. } = self.problem;
+        let (first, last) = (block.row == 0, block.row + block.rows == rows);
+        let ends = last && block.col + block.cols == cols;
+        let work = Work {
+            g: self.g(call),
+            other: self.rows(call.img, rows),
+            shape: GemmShape::new(block.cols, dim, block.rows, GRADIENT_BAND).with_b_origin(0, block.row),
+            row_of_sums: block.col,
+            row_of_gradient: block.col,
+            sums: self.sums(call.d_txt, cols),
+            gradient: self.rows(call.to_txt, cols),
+            first,
+            last,
+            scalars: if ends { call.scalars } else { ReduceParams { sums: 0, ..call.scalars } },
+        };
+        // SAFETY: the matrices are the call's live memory, and the logit launches wrote the slots of the scalars' sums.
+        unsafe { self.txt_side.run(call, block, true, &work) }
+    }
+
+    fn reduces(&self) -> bool {
+        matches!(self.txt_side, Side::Whole(_) | Side::Summed { last: Some(_), .. })
     }
 }

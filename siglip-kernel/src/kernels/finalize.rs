@@ -22,10 +22,11 @@ pub(crate) struct GradientFactor {
     pub(crate) inverse: f64,
 }
 
-/// `ReduceParams` of the kernel.
+/// `ReduceParams` of `scalars.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct ReduceParams {
+    /// 0: nothing is asked for.
     pub(crate) sums: u64,
     pub(crate) slots: u32,
     pub(crate) gradient: u32,

@@ -4,7 +4,7 @@ use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, TILE, launch_config};
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, TensorMap};
 
-use super::{GradientFactor, load};
+use super::{GradientFactor, ReduceParams, load};
 use crate::error::Result;
 use crate::programs;
 
@@ -12,12 +12,17 @@ use crate::programs;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct GradientParams {
-    /// Of finished gradients.
-    pub(crate) factor: GradientFactor,
-    /// 1: overwrite the accumulators.
+    /// Of sums, 1: overwrite them.
     pub(crate) first: u32,
     /// Row of the output where the block begins.
     pub(crate) row: u32,
+    /// Of finished gradients.
+    pub(crate) factor: GradientFactor,
+    /// The sums over earlier blocks that finished gradients begin with, from the block's first row on; 0 for none.
+    pub(crate) before: u64,
+    pub(crate) before_stride: u64,
+    /// What the last product of a step computes beside its gradient.
+    pub(crate) scalars: ReduceParams,
 }
 
 // SAFETY: plain data, laid out as the kernel's struct.
@@ -30,7 +35,7 @@ pub(crate) struct GradientSm90 {
 }
 
 impl GradientSm90 {
-    /// `transposed`: the product Gᵀ · img; otherwise G · txt. `direct`: the output is the gradient itself, else its accumulators. `rows`: of a block's output,
+    /// `transposed`: the product Gᵀ · img; otherwise G · txt. `direct`: the output is the gradient itself, else its sums. `rows`: of a block's output,
     /// which is `dim` wide.
     pub(crate) fn new(
         gpu: &Gpu,
