@@ -27,7 +27,7 @@ typedef Mainloop<OPERAND, Major::K, Major::K, Schedule::PING_PONG, CLUSTER_SIZE,
 
 struct LogitsEpilogue {
   static constexpr u32 HALF = Loop::ACC / 2, PIECE = 16;
-  // Positives are taken out of the accumulators. With their dot products given that leaves no registers for the rest of a wide tile.
+  // Positives and what does not exist are taken out of the accumulators. With positives' dot products given that leaves no registers for the rest of a wide tile.
   static constexpr bool TAKES = !FP8;
   const TensorMap* map_g;
   const GemmShape& shape;
@@ -48,19 +48,19 @@ struct LogitsEpilogue {
     const WarpStaging stage(staging, warp);
     if constexpr (WIDE) {
       // Decided for both halves at once, so that a sum's register is free again once its pair is done.
-      const bool whole = is_whole(place(row, n0), COLUMNS) && is_whole(place(row + 64, n0), COLUMNS);
-      const bool positives[2] = {has_positives(place(row, n0), COLUMNS), has_positives(place(row + 64, n0), COLUMNS)};
-      const bool can_take = TAKES && constants.scale_log2 > Positives::LEAST_SCALE;
-      if (__builtin_expect(!whole || ((positives[0] || positives[1]) && !can_take), 0)) return special(acc, row, n0, stage);
+      const bool plain = is_plain(place(row, n0), COLUMNS) && is_plain(place(row + 64, n0), COLUMNS), takes = TAKES && constants.scale_log2 > LEAST_SCALE;
+      if (__builtin_expect(!plain && !takes, 0)) return special(acc, row, n0, stage);
 #pragma unroll
       for (u32 half = 0; half < 2; ++half) {
         const auto put = [&](u32 i, const u32 (&packed)[4]) { stage.write_16_columns(stage.buffer(i / 4), i % 4, packed, lane); };
         stage.acquire<0>(lane);
+        const FragmentPlace at = place(row + half * 64, n0);
+        const bool positives = TAKES && __builtin_expect(has_positives(at, COLUMNS), 0);
         Positives taken;
-        if (TAKES && __builtin_expect(positives[half], 0)) taken.take<ELEMENT, true, HALF>(acc + half * HALF, sums, constants, place(row + half * 64, n0));
+        if (positives) taken.take<ELEMENT, true, HALF>(acc + half * HALF, sums, constants, at);
+        if (TAKES && __builtin_expect(!is_whole(at, COLUMNS), 0)) leave_out<HALF>(acc + half * HALF, at);
         pairs_plain<ELEMENT, true, HALF>(InRegisters{acc + half * HALF}, put, sums, constants);
-        if (TAKES && __builtin_expect(positives[half], 0))
-          taken.put_staged<HALF>(place(row + half * 64, n0), [&](u32 i, u32 k) { return stage.buffer(k / 64) + WarpStaging::of_16bit(i, k % 64); });
+        if (positives) taken.put_staged<HALF>(at, [&](u32 i, u32 k) { return stage.buffer(k / 64) + WarpStaging::of_16bit(i, k % 64); });
         store<PARTS>(stage.buffer(0), row + half * 64, n0, stage);
       }
     } else {
@@ -77,8 +77,8 @@ struct LogitsEpilogue {
       }
     }
   }
-  // A warp's rows of a wide tile with an edge, or with positives that are not taken out, 16 x 32 pairs at a time by one copy of the code, which for that takes them from shared memory: registers
-  // cannot be counted through, and a copy for each piece would leave none to spare.
+  // A warp's rows of a wide tile with positives or an edge that cannot be taken out, 16 x 32 pairs at a time by one copy of the code, which for that takes them from
+  // shared memory: registers cannot be counted through, and a copy for each piece would leave none to spare.
   DEV void special(const float* acc, u32 row, u32 n0, const WarpStaging& stage) {
     const bool faint = sums.faint;
     sums.faint = false;

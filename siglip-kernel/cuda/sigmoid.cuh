@@ -304,11 +304,21 @@ DEV void pairs_short(const X& x, const Put& put, PairSums& sums, const Constants
   else pairs_general<E, GRADIENT, true, N>(x, put, sums, c, place);
 }
 
-// The positive pairs of a fragment whose pairs all exist: at most one for each of a lane's two rows. They are summed and taken out before the others, which then
+// A dot product whose pair adds nothing, at any scale above LEAST_SCALE.
+constexpr float ABSENT = -3e38f, LEAST_SCALE = 1e-20f;
+
+// Makes pairs of a fragment that do not exist such ones.
+template <u32 N> DEV void leave_out(float* x, const FragmentPlace& place) {
+  const int row = place.lane / 4, cols = place.cols - (int)(place.lane % 4 * 2);
+  const int end[2] = {row < place.rows ? cols : 0, row + 8 < place.rows ? cols : 0};
+#pragma unroll
+  for (u32 j = 0; j < N; ++j)
+    if ((int)(j / 4 * 8 + j % 2) >= end[j / 2 % 2]) x[j] = ABSENT;
+}
+
+// The positive pairs of a fragment: at most one for each of a lane's two rows. They are summed and taken out before the others, which then
 // go the usual way, and their q put in afterwards: other paths are long, and a block meets them once, when no instruction cache holds them.
 struct Positives {
-  // A dot product whose pair adds nothing, at any scale above LEAST_SCALE.
-  static constexpr float ABSENT = -3e38f, LEAST_SCALE = 1e-20f;
   u32 at;  // which elements they are, 8 bits for each row; N for none
   u32 q;   // packed, of both rows
 
@@ -318,7 +328,7 @@ struct Positives {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
       const u32 i = place.lane / 4 + half * 8, k = i + (u32)place.diagonal;
-      const bool here = k < 2 * N && k % 8 / 2 == place.lane % 4;
+      const bool here = k < 2 * N && k % 8 / 2 == place.lane % 4 && (int)i < place.rows && (int)k < place.cols;
       const u32 element = here ? k / 8 * 4 + half * 2 + k % 2 : N;
       float dot = 0.f;
 #pragma unroll
@@ -366,7 +376,7 @@ DEV void pairs(float* x, u32* packed, PairSums& sums, const Constants& c, const 
     for (u32 k = 0; k < 4; ++k) packed[4 * i + k] = of[k];
   };
   const bool positives = place.diagonal > -16 && place.diagonal < COLS;
-  if (place.rows < 16 || place.cols < COLS || (positives && !(LONG && c.scale_log2 > Positives::LEAST_SCALE))) {
+  if (place.rows < 16 || place.cols < COLS || (positives && !(LONG && c.scale_log2 > LEAST_SCALE))) {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
       const int skipped = (int)half * COLS / 2;
