@@ -31,7 +31,8 @@ struct ScaleParams {
   const float* from;  // [rows, cols]; may be the output itself
   ELEMENT::Storage* to;
   u64 from_stride, to_stride, rows;
-  u32 cols;
+  u64 part_stride;  // between parts of the sums, which are added up
+  u32 parts, cols;
   GradientFactor factor;
   PositivePairs<ELEMENT> positives;
   const int* exponent;  // `from` is that of 2^(*exponent + 15) times the sums (route fp8-all); null: of the sums
@@ -44,13 +45,15 @@ struct alignas(4 * sizeof(ELEMENT::Storage)) Four {
 
 // Whether all rows that a launch of `siglip_scale` looks at are whole vectors.
 DEV bool in_fours(const ScaleParams& params) {
-  const u64 addresses = (u64)params.to | (u64)params.positives.other, strides = params.from_stride | params.to_stride | params.positives.other_stride;
+  const u64 addresses = (u64)params.to | (u64)params.positives.other;
+  const u64 strides = params.from_stride | params.part_stride | params.to_stride | params.positives.other_stride;
   return (u64)params.from % sizeof(float4) == 0 && addresses % sizeof(Four) == 0 && (strides | params.cols) % 4 == 0;
 }
 
 // to = (from + q other) * factor, rounded once. A warp takes a row.
 KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams params) {
   grid_dependency_wait();
+  grid_dependency_launch();
   const float factor = params.factor.load(), unit = params.exponent ? ldexpf(1.f, -15 - *params.exponent) : 1.f;  // 15: GAIN_LOG2<E5M2> of sigmoid.cuh
   const u32 lane = threadIdx.x % WARP;
   const u64 warps = (u64)gridDim.x * (blockDim.x / WARP);
@@ -63,7 +66,11 @@ KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams p
 #pragma unroll 4
       for (u32 column = lane * 4; column < params.cols; column += WARP * 4) {
         const float4 sum = *reinterpret_cast<const float4*>(from + column);
-        const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
+        float sums[4] = {sum.x, sum.y, sum.z, sum.w};
+        for (u32 part = 1; part < params.parts; ++part) {
+          const float4 more = *reinterpret_cast<const float4*>(from + part * params.part_stride + column);
+          sums[0] += more.x, sums[1] += more.y, sums[2] += more.z, sums[3] += more.w;
+        }
         Four out;
         if (pair.other) {
           const Four other = *reinterpret_cast<const Four*>(pair.other + column);
@@ -76,13 +83,12 @@ KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams p
       }
       continue;
     }
-    if (pair.other) {
-      for (u32 column = lane; column < params.cols; column += WARP)
-        ELEMENT::store(to + column, fmaf(pair.q, ELEMENT::load(pair.other + column), from[column] * unit) * factor);
-      continue;
+    for (u32 column = lane; column < params.cols; column += WARP) {
+      float sum = from[column];
+      for (u32 part = 1; part < params.parts; ++part) sum += from[part * params.part_stride + column];
+      sum *= unit;
+      ELEMENT::store(to + column, (pair.other ? fmaf(pair.q, ELEMENT::load(pair.other + column), sum) : sum) * factor);
     }
-#pragma unroll 4
-    for (u32 column = lane; column < params.cols; column += WARP) ELEMENT::store(to + column, from[column] * unit * factor);
   }
 }
 

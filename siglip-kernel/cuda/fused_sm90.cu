@@ -7,6 +7,8 @@
 // G passes from CTA to CTA of a panel through a ring of rounds in global memory (the L2), guarded by counters. So a panel's CTAs must be on the device at once: a
 // launch has no more than fit, and as CTAs start in order, beside other work at most one panel waits for its last ones while those before it go on. (Launches that
 // a scheduler mixes, of streams with other priorities, could wait for each other only if incomplete panels, one each, held all multiprocessors.)
+//
+// A block of few rows has several panels for each 128 of them, a group of rounds each: every panel has accumulators of its own, which are added up later.
 #include "sigmoid.cuh"
 #include "sm90/mainloop.cuh"
 #include "sm90/store.cuh"
@@ -16,7 +18,8 @@ struct FusedParams {
   u32 rows, cols, dim;     // of the block; features
   int row, col;            // where it begins in images and texts
   u32 slices;              // CTAs of a panel: tiles that `dim` takes
-  u32 ring;                // rounds that G holds
+  u32 rounds;              // of a group of columns; the last one may have fewer
+  u32 ring;                // rounds of a group that G holds
   u32 opens_sums, opens;   // 1: this launch sets the slots of the sums; the accumulators; 0: it adds to them
   i64 diagonal;            // column - row of a positive pair, relative to the block's origin
   double* sums;            // [gridDim.x * 4][3]
@@ -32,7 +35,8 @@ struct Fused {
   const TensorMap &img, &txt, &txt_rows, &g_store, &g_load, &out;
   const FusedParams& params;
   Loop loop;
-  u32 panel, slice, rounds, logit_stages, product_stages;
+  u32 panel, row, group;  // the panel; where its rows begin in the block; which of their groups of rounds is the panel's
+  u32 slice, rounds, logit_stages, product_stages;
 
   // Of the panel: CTAs that have stored their tile of a round, and that have read a round, for even and for odd rounds by themselves; CTAs that are done.
   // One count of all rounds would not do: a CTA stores its tile of round r + 1 before its products of round r, and would stand for one that has not stored r.
@@ -43,8 +47,9 @@ struct Fused {
   DEV u32* done() const { return written(0) + 4; }
   // What both stand at, at least, when all have stored, or read, that round.
   DEV u32 all_of(u32 round) const { return params.slices * (round / 2 + 1); }
-  DEV int g_column(u32 round) const { return (int)(round % params.ring * params.slices * TILE); }
-  DEV u32 text(u32 round) const { return (round * params.slices + slice) * TILE; }  // of the block, where this CTA's tile begins
+  DEV int g_column(u32 round) const { return (int)((group * params.ring + round % params.ring) * params.slices * TILE); }
+  DEV u32 texts(u32 round) const { return (group * params.rounds + round) * params.slices * TILE; }  // of the block, where the round's begin
+  DEV u32 text(u32 round) const { return texts(round) + slice * TILE; }                              // and this CTA's
 
   DEV void produce() const {
     RingPlace at;
@@ -53,7 +58,7 @@ struct Fused {
         if (round >= params.ring) wait_for(read(round - params.ring), all_of(round - params.ring));
         for (u32 k = 0; k < logit_stages; ++k) {
           const u32 barrier = begin(at);
-          tma::load_2d(loop.a + at.stage * Loop::A_BYTES, &img, barrier, (int)(k * Loop::TILE_K), params.row + (int)(panel * TILE));
+          tma::load_2d(loop.a + at.stage * Loop::A_BYTES, &img, barrier, (int)(k * Loop::TILE_K), params.row + (int)row);
           tma::load_2d(loop.b + at.stage * Loop::B_BYTES, &txt, barrier, (int)(k * Loop::TILE_K), params.col + (int)text(round));
           at.next(Loop::STAGES);
         }
@@ -62,10 +67,10 @@ struct Fused {
       const u32 of = round - 1;
       wait_for(written(of), all_of(of));
       fence_async();
-      const int k0 = (int)(of * params.slices * TILE), g0 = g_column(of);
+      const int k0 = (int)texts(of), g0 = g_column(of);
       for (u32 k = 0; k < product_stages; ++k) {
         const u32 barrier = begin(at), to_b = loop.b + at.stage * Loop::B_BYTES;
-        tma::load_2d(loop.a + at.stage * Loop::A_BYTES, &g_load, barrier, g0 + (int)(k * Loop::TILE_K), (int)(panel * TILE));
+        tma::load_2d(loop.a + at.stage * Loop::A_BYTES, &g_load, barrier, g0 + (int)(k * Loop::TILE_K), (int)row);
         Loop::load_rows<true, TILE>(to_b, txt_rows, barrier, (int)(slice * TILE), params.col + k0 + (int)(k * Loop::TILE_K));
         at.next(Loop::STAGES);
       }
@@ -85,7 +90,7 @@ struct Fused {
         mbarrier::wait(staged(half), round & 1);
 #pragma unroll
         for (u32 i = 0; i < 2; ++i)
-          tma::store_2d(&g_store, loop.staging + (2 * half + i) * 8192, g_column(round) + (int)(slice * TILE + i * 64), (int)(panel * TILE + half * 64));
+          tma::store_2d(&g_store, loop.staging + (2 * half + i) * 8192, g_column(round) + (int)(slice * TILE + i * 64), (int)(row + half * 64));
         tma::commit();
       }
       tma::wait_all();
@@ -131,11 +136,11 @@ struct Fused {
           [&](u32 stage) { loop.release(stage, thread); });
       wgmma::tie(acc);
       if (round > 0) at.skip(product_stages, Loop::STAGES);
-      const u32 row = panel * TILE + warp * 16, column = text(round);
+      const u32 column = text(round);
 #pragma unroll
       for (u32 half = 0; half < 2; ++half) {
         u32 packed[32];
-        const u32 r = row + half * 64;
+        const u32 r = row + warp * 16 + half * 64;
         const FragmentPlace place = {nearby(params.diagonal + (i64)r - (i64)column), (int)params.rows - (int)r, (int)params.cols - (int)column, lane, nullptr, r};
         pairs<ELEMENT, true, Loop::ACC / 2>(acc + Loop::ACC / 2 * half, packed, sums, constants, place);
         if (half == 0 && round > 0) mbarrier::wait(unstaged(), (round - 1) & 1);
@@ -183,14 +188,17 @@ siglip_fused_sm90(const __grid_constant__ TensorMap img, const __grid_constant__
                   const __grid_constant__ TensorMap g_store, const __grid_constant__ TensorMap g_load, const __grid_constant__ TensorMap out,
                   const __grid_constant__ FusedParams params) {
   extern __shared__ __align__(1024) u8 shared[];
-  const u32 warpgroup = uniform(threadIdx.x / WARPGROUP), slices = params.slices;
-  Fused fused = {img, txt, txt_rows, g_store, g_load, out, params, Loop(shared), blockIdx.x / slices, blockIdx.x % slices,
-                 ceil_div(params.cols, slices * TILE), ceil_div(params.dim, Loop::TILE_K), slices * (TILE / Loop::TILE_K)};
+  const u32 warpgroup = uniform(threadIdx.x / WARPGROUP), slices = params.slices, panel = blockIdx.x / slices;
+  const u32 panels = ceil_div(params.rows, TILE), group = panel / panels;
+  Fused fused = {img, txt, txt_rows, g_store, g_load, out, params, Loop(shared), panel, panel % panels * TILE, group, blockIdx.x % slices,
+                 min_of(params.rounds, ceil_div(params.cols, slices * TILE) - group * params.rounds), ceil_div(params.dim, Loop::TILE_K), slices * (TILE / Loop::TILE_K)};
   if (threadIdx.x == 0) {
     for (const TensorMap* map : {&img, &txt, &txt_rows, &g_load}) tma::prefetch_map(map);
     fused.init_barriers();
   }
   __syncthreads();
+  grid_dependency_wait();
+  grid_dependency_launch();
   if (warpgroup == 0) {
     registers_shrink<Loop::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) fused.produce();

@@ -129,6 +129,13 @@ impl Blocks {
         Self { cols: all_cols.div_ceil(all_cols.div_ceil(most)) * TILE, ..self }
     }
 
+    /// The same rows, and equal parts of `cols` columns in whole rounds, of at most `most` columns (one round at least).
+    pub(crate) fn of_rounds(self, cols: usize, round: usize, most: usize) -> Self {
+        let rounds = cols.div_ceil(round).max(1);
+        let parts = rounds.div_ceil((most / round).max(1));
+        Self { cols: rounds.div_ceil(parts) * round, ..self }
+    }
+
     /// First rows of the row chunks.
     pub(crate) fn chunks(self, problem: &Problem) -> impl Iterator<Item = usize> + use<> {
         (0..problem.rows).step_by(self.rows)
@@ -224,6 +231,15 @@ mod tests {
         assert_eq!(blocks.widened(65536, usize::MAX).cols, 65536);
         let columns = |row| wide.of_chunk(&problem, row).map(|block| block.cols).sum::<usize>();
         assert!(wide.chunks(&problem).all(|row| columns(row) == 65536));
+    }
+
+    #[test]
+    fn parts_are_whole_rounds() {
+        let blocks = Blocks { rows: 2816, cols: 0 };
+        let cols = |all, most| blocks.of_rounds(all, 768, most).cols;
+        assert_eq!([cols(31_744, 4608), cols(31_744, 6143), cols(31_744, 6144)], [4608, 5376, 5376]);
+        assert_eq!([cols(65_536, 36_864), cols(33_792, 36_864), cols(1, 36_864)], [43 * 768, 44 * 768, 768]);
+        assert_eq!([cols(3000, 0), cols(0, 4608)], [768; 2], "one round at least");
     }
 
     #[test]

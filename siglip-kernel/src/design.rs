@@ -69,7 +69,7 @@ impl Engine {
             && self.gradients(problem, blocks).0 == Gradient::Accumulated
             && panels <= FusedSm90::panels(problem.dim, sms)
             && fills(problem, panels, sms)
-            && blocks.cols >= 2 * FusedSm90::slices(problem.dim) * TILE
+            && blocks.cols >= 2 * FusedSm90::round(problem.dim)
     }
 
     /// How the gradients of images and of texts come about.
@@ -186,13 +186,19 @@ impl Design {
                 let choose = |limits: &Limits| Blocks::choose(&problem, options.chunk, limits, !two_passes, sms);
                 // A launch that makes logits and the rows' gradient takes as many panels as fit the device.
                 let panels = FusedSm90::panels(problem.dim, sms);
-                let of_panels = (two_passes && options.chunk == Chunk::Auto && fills(&problem, panels, sms))
+                let any_rows = !matches!(options.chunk, Chunk::Rows(_));
+                let of_panels = (two_passes && any_rows && fills(&problem, panels, sms))
                     .then(|| choose(&Limits { row_tiles: panels..=panels, ..limits.clone() }))
                     .filter(|&blocks| engine.fuses(&problem, blocks, sms));
                 let blocks = of_panels.unwrap_or_else(|| choose(limits));
                 let logit_columns = logit_waves(blocks.rows / TILE, blocks.cols, limits.wide, sms).1;
-                let fused = two_passes && engine.fuses(&problem, blocks, sms);
-                Pass { problem, blocks, logit_columns, fused }
+                let fuses = |blocks: &Blocks| two_passes && engine.fuses(&problem, *blocks, sms);
+                if !fuses(&blocks) {
+                    return Pass { problem, blocks, logit_columns, fused: false };
+                }
+                let round = FusedSm90::round(problem.dim);
+                let whole = blocks.of_rounds(problem.cols, round, limits.elements / blocks.rows);
+                Pass { problem, blocks: Some(whole).filter(fuses).unwrap_or(blocks), logit_columns, fused: true }
             };
             Self { engine, route, images: pass(*problem), texts: two_passes.then(|| pass(problem.mirrored())) }
         };
@@ -284,7 +290,10 @@ pub(crate) mod tests {
         for (dim, rows) in [(512, 4224), (768, 2816), (1152, 1792), (2048, 1024)] {
             let of = low(131_072, dim, Chunk::Auto);
             assert!(of.fused && of.blocks.rows == rows, "{dim}: {of:?}");
+            assert!(of.blocks.cols % FusedSm90::round(dim) == 0 && of.blocks.area() <= 2816 * 4608, "{dim}: {of:?}");
         }
+        let little = low(65_536, 768, Chunk::Workspace(18_000_000));
+        assert!(little.fused && little.blocks == Blocks { rows: 2816, cols: 2 * 768 }, "{little:?}");
         let unfused = [
             low(1000, 768, Chunk::Auto),           // too few rows
             low(65_536, 768, Chunk::Rows(1000)),   // the same

@@ -1,20 +1,20 @@
-//! The plan: checks, buffers, and the order of the blocks.
+//! The plan: checks and buffers, and what is queued around the passes over all pairs.
+
+mod passes;
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{Element, Gpu, Region, Scalar, ScalarArg, VectorViewMut, Workspace};
 
-use crate::blocks::{Blocks, TILE};
 use crate::design::{Design, Engine as Kind, Gradient, Pass};
 use crate::engines::{
     At, Call, Engine, F32Engine, Fp8AllAt, Fp8AllEngine, Fp8At, Planes, PortableEngine, Sm90Engine, SplitEngine,
 };
 use crate::error::Result;
 use crate::io::{Inputs, Outputs};
-use crate::kernels::{
-    EXPONENTS, Finalize, FusedSm90, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams,
-};
+use crate::kernels::{EXPONENTS, Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
 use crate::problem::{Options, Problem, Route};
 use crate::workspace::{FP8_GROUP, Regions, fp8_stride, gain_log2, padded_dim, pads};
+use passes::Spare;
 
 /// Everything decided ahead for one problem on one device: kernels, block size, workspace.
 ///
@@ -40,29 +40,20 @@ impl std::fmt::Debug for Plan {
     }
 }
 
-/// A gradient whose memory holds something else until it is written.
+/// Rows of f32 sums: in one place, or in parts of whole tiles that are yet to be added up.
 #[derive(Clone, Copy)]
-struct Spare {
-    gradient: At,
-    rows: usize,
-    /// Whether all of it is free throughout a pass; else the rows that the pass has yet to write.
-    fixed: bool,
+struct Sums {
+    at: At,
+    parts: usize,
+    /// Rows from one part to the next.
+    part_rows: usize,
 }
 
-/// Rounds of G that a fused launch passes round, where nobody else reads it: few, so that they stay in L2.
-const RING: usize = 3;
-/// Columns of such a launch: what one f32 sum is asked to hold.
-const RING_COLUMNS: usize = 32_768;
-
-/// The blocks of a fused pass where nobody else reads G, and in `call.g` their ring, which begins where `g` does.
-fn ring(call: &mut Call<'_>, pass: &Pass, g: At) -> Blocks {
-    let round = FusedSm90::slices(pass.problem.dim) * TILE;
-    call.g = At { row_stride: (pass.blocks.cols / round).min(RING) * round, ..g };
-    Blocks { cols: RING_COLUMNS, ..pass.blocks }
+impl From<At> for Sums {
+    fn from(at: At) -> Self {
+        Self { at, parts: 1, part_rows: 0 }
+    }
 }
-
-/// Alignment in bytes of what tensor maps describe: 16 is asked for, whole lines of L2 are better.
-const MAP_ALIGNMENT: u64 = 128;
 
 /// The row stride that kernels are told. A single row has no next one, so its stride may be any number, also one that tensor maps refuse.
 fn stride([rows, cols]: [usize; 2], row_stride: usize) -> usize {
@@ -116,7 +107,7 @@ impl Plan {
     }
 
     /// Image and text rows of a block. In [`Route::LowMemory`] blocks have more text rows than that while a gradient that is not yet written has room for them, or
-    /// where one launch makes logits and the images' gradient and no other reads G: up to 32,768.
+    /// where one launch makes logits and the images' gradient and no other reads G: up to 36,864.
     pub fn block(&self) -> (usize, usize) {
         (self.design.images.blocks.rows, self.design.images.blocks.cols)
     }
@@ -228,144 +219,6 @@ impl Plan {
         if self.design.texts.is_none() && self.images.reduces() { Ok(()) } else { self.reduce(&call, slots) }
     }
 
-    /// Queues one pass over the rows from `first` on, whose gradient goes to `out`, and with it the sums of the columns before `summed`. Gives the number
-    /// of slots of sums it writes. Where texts have a pass of their own, `spare` holds blocks of G.
-    ///
-    /// # Safety
-    /// The call's addresses must be live memory of the pass's shapes.
-    unsafe fn pass(
-        &mut self,
-        call: &mut Call<'_>,
-        texts: bool,
-        first: usize,
-        summed: usize,
-        out: At,
-        spare: Spare,
-    ) -> Result<usize> {
-        let pass = if texts { self.design.texts.unwrap_or(self.design.images) } else { self.design.images };
-        let to_rows = self.design.rows_gradient(&pass);
-        let bytes = pass.problem.dtype.size_bytes();
-        let mut slots = 0;
-        let both = self.design.texts.is_none();
-        call.first_row = first;
-        // SAFETY: the caller's promise.
-        unsafe { self.engine(texts).begin(call) }?;
-        let g = call.g;
-        for row in (first..pass.problem.rows).step_by(pass.blocks.rows) {
-            let rows = pass.blocks.rows.min(pass.problem.rows - row);
-            let rows_out = At { address: out.row(row, bytes), ..out };
-            if to_rows == Gradient::InPlace {
-                call.d_img = rows_out;
-            }
-            let widest = if summed > 0 { summed } else { pass.problem.cols };
-            let as_they_are = both || (pass.fused && summed == 0);
-            let blocks = if as_they_are { pass.blocks } else { self.widen(call, &pass, g, spare, row + rows, widest) };
-            let (left, right) = (0..summed, summed..pass.problem.cols);
-            for block in blocks.of_columns(&pass.problem, row, left) {
-                let engine = self.engine(texts);
-                // SAFETY: the caller's promise.
-                unsafe {
-                    slots = slots.max(engine.logits_and_d_img(call, &block)?);
-                    call.scalars.slots = slots as u32;
-                    engine.d_txt(call, &block)?;
-                }
-            }
-            let blocks = if pass.fused { ring(call, &pass, g) } else { blocks };
-            for block in blocks.of_columns(&pass.problem, row, right) {
-                // SAFETY: as above.
-                slots = slots.max(unsafe { self.engine(texts).logits_and_d_img(call, &block) }?);
-            }
-            if !matches!(to_rows, Gradient::Direct | Gradient::Finished) {
-                let positives = call.positives_of_images(row, pass.problem.cols);
-                self.scale(call, call.d_img, rows_out, rows, positives, self.exponent(call, 1))?;
-            }
-        }
-        Ok(slots)
-    }
-
-    /// Texts from the first on whose gradient is summed in the images' pass: all, unless texts have a pass of their own. Then as many as the 16-bit gradient
-    /// has room for f32 sums of: half.
-    fn summed_texts(&self, d_txt: At) -> usize {
-        let Design { engine, images: Pass { problem, blocks, .. }, .. } = self.design;
-        if self.design.texts.is_none() {
-            return problem.cols;
-        }
-        // What lies between rows is the caller's; a row must fit where the first ones are put aside.
-        let room = engine == Kind::Sm90 && d_txt.row_stride == problem.dim && problem.dim <= blocks.area();
-        let sums = !pads(&problem) && engine.gradients(&problem, blocks).1 == Gradient::Accumulated;
-        let half = problem.cols / 2 / TILE * TILE;
-        // No block reaches over both halves: one that did would be the images' whole sum, which the design has it finish at once.
-        if room && sums && blocks.cols <= half { half } else { 0 }
-    }
-
-    /// Queues the gradients of the first `rows` texts from their sums, which begin where the gradients do: row by row, each gradient where sums of earlier rows
-    /// were. The first ones, which would overwrite their own, by way of `g`.
-    fn narrow(&self, call: &Call<'_>, d_txt: At, rows: usize) -> Result<()> {
-        let Pass { problem, blocks, .. } = self.design.images;
-        let sums = |row| At { address: d_txt.row(row, size_of::<f32>()), ..d_txt };
-        let mut done = rows.min(blocks.area() / problem.dim);
-        if done > 0 {
-            let aside = At { address: self.workspace.ptr(self.regions.g), row_stride: problem.dim };
-            self.scale(call, sums(0), aside, done, PositivePairs::default(), 0)?;
-            self.pad(call, aside, d_txt, done)?;
-        }
-        while done < rows {
-            let more = done.min(rows - done);
-            let to = At { address: d_txt.row(done, problem.dtype.size_bytes()), ..d_txt };
-            self.scale(call, sums(done), to, more, PositivePairs::default(), 0)?;
-            done += more;
-        }
-        Ok(())
-    }
-
-    /// The engine of a pass.
-    fn engine(&mut self, texts: bool) -> &mut dyn Engine {
-        match &mut self.texts {
-            Some(engine) if texts => engine.as_mut(),
-            _ => self.images.as_mut(),
-        }
-    }
-
-    /// The blocks of a row chunk and, in `call.g`, where they go: into `spare` when that holds wider ones than the workspace's `g` does. Fewer launches, whose
-    /// ends are what short ones lose. `written`: rows of the pass that are written when the chunk is done. `widest`: columns that no block exceeds, so that a
-    /// pass's first block is its largest and opens every slot of the sums.
-    fn widen(&self, call: &mut Call<'_>, pass: &Pass, g: At, spare: Spare, written: usize, widest: usize) -> Blocks {
-        let Problem { dim, dtype, .. } = self.design.images.problem;
-        call.g = g;
-        // Blocks of the other engines are not worth it, and what lies between rows is the caller's.
-        if self.design.engine != Kind::Sm90 || pass.blocks.cols >= pass.problem.cols || spare.gradient.row_stride != dim
-        {
-            return pass.blocks;
-        }
-        let from = if spare.fixed { 0 } else { written };
-        // What is left once the start is aligned, wherever it lies: the blocks, and so the bits of the result, do not depend on the address.
-        let bytes = ((spare.rows - from) * dim * dtype.size_bytes()).saturating_sub(MAP_ALIGNMENT as usize);
-        let elements = (bytes / dtype.size_bytes()).min(pass.blocks.rows * widest.next_multiple_of(TILE));
-        let blocks = pass.blocks.widened(widest, elements);
-        if blocks != pass.blocks {
-            let start = spare.gradient.row(from, dtype.size_bytes()).next_multiple_of(MAP_ALIGNMENT);
-            call.g = At { address: start, row_stride: blocks.cols };
-        }
-        blocks
-    }
-
-    /// The call of the texts' pass.
-    fn mirrored<'a>(&self, call: &Call<'a>, d_txt: At) -> Call<'a> {
-        let pass = self.design.texts.unwrap_or(self.design.images);
-        Call {
-            offset: -call.offset,
-            img: call.txt,
-            txt: call.img,
-            g: At { address: self.workspace.ptr(self.regions.g), row_stride: pass.blocks.cols },
-            d_img: self.place(self.design.rows_gradient(&pass), self.regions.d_rows, d_txt),
-            d_txt: At::default(),
-            to_img: d_txt,
-            to_txt: At::default(),
-            sums: self.workspace.ptr(self.regions.unused_sums),
-            ..*call
-        }
-    }
-
     /// Where a product goes: its accumulators, or the output.
     fn place(&self, gradient: Gradient, accumulators: Region, output: At) -> At {
         match gradient {
@@ -409,6 +262,7 @@ impl Plan {
             txt,
             first_row: 0,
             g: at(self.regions.g, self.design.images.blocks.cols),
+            groups: 1,
             d_img,
             d_txt,
             to_img,
@@ -490,18 +344,21 @@ impl Plan {
     fn scale(
         &self,
         call: &Call<'_>,
-        from: At,
+        from: impl Into<Sums>,
         to: At,
         rows: usize,
         positives: PositivePairs,
         exponent: u64,
     ) -> Result<()> {
+        let Sums { at: from, parts, part_rows } = from.into();
         let params = ScaleParams {
             from: from.address,
             to: to.address,
             from_stride: from.row_stride as u64,
             to_stride: to.row_stride as u64,
             rows: rows as u64,
+            part_stride: (part_rows * from.row_stride) as u64,
+            parts: parts as u32,
             cols: self.design.images.problem.dim as u32,
             factor: call.factor,
             positives,

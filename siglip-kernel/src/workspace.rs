@@ -61,6 +61,7 @@ pub(crate) struct Regions {
     /// One block of G (for f32: of dot products, or G's two planes; on route fp8-all, in bytes, G and its transpose), whole tiles.
     pub(crate) g: Region,
     /// f32 accumulators of one row chunk `[chunk, dim padded]` and of all text rows `[cols, dim padded]`, where they are needed.
+    /// `d_rows` is next to G: fused launches take both for G while the sums lie elsewhere.
     pub(crate) d_rows: Region,
     pub(crate) d_txt: Region,
     pub(crate) sums: Region,

@@ -74,6 +74,8 @@ pub(crate) struct Call<'a> {
     pub(crate) first_row: usize,
     /// One block, whole tiles; of a pass with [`Pass::fused`](crate::design::Pass) the columns that fit, in turn.
     pub(crate) g: At,
+    /// Parts that a fused launch makes of a block's columns, at most. Each has accumulators of its own, one after another in whole tiles of rows.
+    pub(crate) groups: usize,
     /// Where the product of the block's rows goes: f32 accumulators, or the output.
     pub(crate) d_img: At,
     /// Where the product of all text rows goes.

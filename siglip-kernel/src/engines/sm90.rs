@@ -25,7 +25,8 @@ pub(crate) struct Sm90Engine {
     /// Of route fp8.
     quantize: Option<QuantizeFp8>,
     loss: Logits,
-    loss_and_gradient: Logits,
+    /// Not where fused launches make G.
+    loss_and_gradient: Option<Logits>,
     /// Where logit kernels store G. In low memory it moves within a call.
     store_g: LastMaps<MatrixAt, TensorMap>,
     img_side: Side,
@@ -173,7 +174,7 @@ impl Sm90Engine {
         Ok(Self {
             quantize: fp8.then(|| QuantizeFp8::new(gpu, dtype)).transpose()?,
             loss: logits(false, NARROW)?,
-            loss_and_gradient: logits(true, logit_columns)?,
+            loss_and_gradient: (!fused).then(|| logits(true, logit_columns)).transpose()?,
             store_g: LastMaps::new(),
             img_side: Side::new(gpu, problem, false, gradients.0, blocks.rows, library)?,
             txt_side: Side::new(gpu, problem, true, gradients.1, blocks.cols, library)?,
@@ -197,8 +198,9 @@ impl Sm90Engine {
         matrix(at, self.problem.dtype.into(), rows, self.problem.dim)
     }
 
-    fn g(&self, call: &Call<'_>) -> MatrixAt {
-        matrix(call.g, self.problem.dtype.into(), self.blocks.rows, call.g.row_stride)
+    /// G of a block, whole tiles of rows.
+    fn g(&self, call: &Call<'_>, block: &Block) -> MatrixAt {
+        matrix(call.g, self.problem.dtype.into(), block.rows.next_multiple_of(TILE), call.g.row_stride)
     }
 
     /// `rows` rows of f32 sums.
@@ -234,8 +236,13 @@ impl Engine for Sm90Engine {
             Some(_) => (quantised(call.fp8.img, rows), quantised(call.fp8.txt, cols)),
             None => (self.rows(call.img, rows), self.rows(call.txt, cols)),
         };
-        let g = self.g(call);
-        let logits = if call.gradient { &mut self.loss_and_gradient } else { &mut self.loss };
+        let g = self.g(call, block);
+        let logits = if call.gradient { self.loss_and_gradient.as_mut() } else { Some(&mut self.loss) };
+        let Some(logits) = logits else {
+            return Err(
+                Error::Unsupported { what: "G without a gradient of the rows, in a fused pass".to_owned() }.into()
+            );
+        };
         let band = if logits.kernel.columns() == WIDE { WIDE_LOGITS_BAND } else { LOGITS_BAND };
         let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, band)
             .with_a_origin(block.row, 0)
@@ -250,19 +257,17 @@ impl Engine for Sm90Engine {
 
     unsafe fn logits_and_d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<usize> {
         let Problem { rows, cols, dim, .. } = self.problem;
-        let (img, txt, g) = (self.rows(call.img, rows), self.rows(call.txt, cols), self.g(call));
+        let (img, txt, g) = (self.rows(call.img, rows), self.rows(call.txt, cols), self.g(call, block));
         let out = self.sums(call.d_img, self.blocks.rows);
         let Some(fused) = &mut self.fused else {
             // SAFETY: the caller's promise.
             return unsafe { apart(self, call, block) };
         };
-        let slices = FusedSm90::slices(dim);
-        let ring = if block.cols <= call.g.row_stride {
-            block.cols.div_ceil(slices * TILE)
-        } else {
-            call.g.row_stride / (slices * TILE)
-        };
-        debug_assert!(ring >= 2 || block.cols <= slices * TILE, "{ring} rounds of G");
+        let round = FusedSm90::round(dim);
+        let rounds = block.cols.div_ceil(round).div_ceil(call.groups);
+        // Groups lie side by side in G: where it holds all columns, each has its place among them.
+        let ring = if block.cols <= call.g.row_stride { rounds } else { call.g.row_stride / round / call.groups };
+        debug_assert!(ring >= rounds.min(2), "{ring} rounds of G");
         let params = FusedParams {
             log_temp: call.log_temp,
             bias: call.bias,
@@ -271,7 +276,8 @@ impl Engine for Sm90Engine {
             dim: dim as u32,
             row: block.row as i32,
             col: block.col as i32,
-            slices: slices as u32,
+            slices: FusedSm90::slices(dim) as u32,
+            rounds: rounds as u32,
             ring: ring as u32,
             opens_sums: u32::from(call.opens(block)),
             opens: u32::from(block.col == 0),
@@ -291,7 +297,7 @@ impl Engine for Sm90Engine {
     unsafe fn d_img(&mut self, call: &Call<'_>, block: &Block) -> Result<()> {
         let Problem { rows, cols, dim, .. } = self.problem;
         let work = Work {
-            g: self.g(call),
+            g: self.g(call, block),
             other: self.rows(call.txt, cols),
             shape: GemmShape::new(block.rows, dim, block.cols, GRADIENT_BAND).with_b_origin(0, block.col),
             row_of_sums: 0,
@@ -311,7 +317,7 @@ impl Engine for Sm90Engine {
         let (first, last) = (block.row == 0, block.row + block.rows == rows);
         let ends = last && block.col + block.cols == cols;
         let work = Work {
-            g: self.g(call),
+            g: self.g(call, block),
             other: self.rows(call.img, rows),
             shape: GemmShape::new(block.cols, dim, block.rows, GRADIENT_BAND).with_b_origin(0, block.row),
             row_of_sums: block.col,

@@ -47,6 +47,9 @@ pub(crate) struct ScaleParams {
     pub(crate) from_stride: u64,
     pub(crate) to_stride: u64,
     pub(crate) rows: u64,
+    /// Elements between parts of the sums, which are added up.
+    pub(crate) part_stride: u64,
+    pub(crate) parts: u32,
     pub(crate) cols: u32,
     pub(crate) factor: GradientFactor,
     pub(crate) positives: PositivePairs,

@@ -23,7 +23,9 @@ pub(crate) struct FusedParams {
     pub(crate) col: i32,
     /// [`FusedSm90::slices`].
     pub(crate) slices: u32,
-    /// Rounds that G holds, of that many tiles of 128 columns: two at least, unless the block has only one.
+    /// Rounds of a group of columns, each of `slices` tiles of 128 columns; the last group may have fewer.
+    pub(crate) rounds: u32,
+    /// Rounds of a group that G holds: two at least, unless groups have only one.
     pub(crate) ring: u32,
     /// 1: this launch opens the sums; the accumulators.
     pub(crate) opens_sums: u32,
@@ -31,7 +33,7 @@ pub(crate) struct FusedParams {
     /// Column minus row of a positive pair, relative to the block.
     pub(crate) diagonal: i64,
     pub(crate) sums: u64,
-    /// [`FusedSm90::COUNTERS`] a panel, zero between launches.
+    /// [`FusedSm90::COUNTERS`] a panel (and there is one for every 128 rows of each group), zero between launches.
     pub(crate) counters: u64,
 }
 
@@ -57,6 +59,11 @@ impl FusedSm90 {
         dim.div_ceil(TILE)
     }
 
+    /// Columns of a round.
+    pub(crate) fn round(dim: usize) -> usize {
+        Self::slices(dim) * TILE
+    }
+
     /// Panels of one launch, at most: its blocks wait for each other, so all of them must be on the device at once.
     pub(crate) fn panels(dim: usize, sms: usize) -> usize {
         sms / Self::slices(dim)
@@ -73,9 +80,10 @@ impl FusedSm90 {
         maps: [&TensorMap; 6],
         params: FusedParams,
     ) -> Result<usize> {
-        let blocks = (params.rows as usize).div_ceil(TILE) * params.slices as usize;
-        // The kernel waits for no launch ahead of it by itself.
-        let config = launch_config(info, blocks, 1).with_programmatic(false);
+        let FusedParams { rows, cols, slices, rounds, .. } = params;
+        let groups = cols.div_ceil(slices * TILE as u32).div_ceil(rounds);
+        let blocks = rows.div_ceil(TILE as u32) * groups * slices;
+        let config = launch_config(info, blocks as usize, 1);
         let [img, txt, txt_rows, g_store, g_load, out] = maps;
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         unsafe { self.kernel.launch(stream, &config, &[img, txt, txt_rows, g_store, g_load, out, &params]) }?;

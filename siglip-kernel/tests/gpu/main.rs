@@ -5,6 +5,7 @@ mod case;
 mod compare;
 mod errors;
 mod extremes;
+mod fused;
 mod huge;
 mod large;
 mod memory_errors;
