@@ -1,6 +1,6 @@
 // Scores of few query rows against many documents on Hopper: every document token is read once, and memory alone is what holds it.
 //   ELEMENT: BF16 or F16    WITH_ARGMAX: 0 or 1    ROW_PIECES: 16-row pieces of the query rows, 2 or 4
-//   QUERY_STEPS: d / 16 rounded up to 3, 4, 6 or 8
+//   QUERY_STEPS: d / 16 rounded up to 3, 4, 6 or 8    MAX_STAGES: of a ring
 //
 // The tokens of all documents follow one another in memory. They are read in rounds: in each one every block has some documents, next to those of its
 // neighbours, so that all blocks read close by at the same time. Each of its warps has one of them, or, when they are fewer, an equal run of their tokens,
@@ -11,6 +11,7 @@
 // as many are cut between blocks, all of them in the first round: they are put together in device memory while other rounds go on.
 #include "ptx/matrix.cuh"
 #include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
 constexpr u32 ROWS = ROW_PIECES * 16;
 #include "found.cuh"
 #include "stream.cuh"
@@ -23,7 +24,6 @@ typedef ELEMENT E;
 constexpr u32 FRAGMENTS = ROW_PIECES * QUERY_STEPS, WARPS = FRAGMENTS > 16 ? 7 : FRAGMENTS > 8 ? 11 : 15, JOINER = WARPS;
 // A warp multiplies COLUMNS tokens at once. A pair of steps is 32 elements of d, 8 in each of four lanes.
 constexpr u32 GROUPS = ROW_PIECES == 4 && QUERY_STEPS > 3 ? 1 : 2, COLUMNS = 8 * GROUPS, PAIR = 32, PAIRS = QUERY_STEPS / 2, ODD = QUERY_STEPS % 2;
-constexpr u32 MAX_STAGES = 3;
 
 struct Control {
   Join joins[2][WARPS];  // of two rounds: of the document that begins in each warp's run and ends behind it
@@ -38,19 +38,11 @@ static_assert(sizeof(Control) <= CONTROL_BYTES, "CONTROL_BYTES of the launcher")
 
 // `first_to_leave`: what is read leaves the L2 before what was written there, which then need not be written back for it: 3 to 5 us of a lone call.
 DEV void copy_bulk(u32 shared, const void* global, u32 bytes, u32 barrier, bool first_to_leave) {
-  if (first_to_leave)
-    asm volatile(
-        "{\n.reg .b64 policy;\ncreatepolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], policy;\n}"
-        ::"r"(shared), "l"(global), "r"(bytes), "r"(barrier) : "memory");
-  else
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(shared), "l"(global), "r"(bytes), "r"(barrier) : "memory");
+  if (first_to_leave) tma::load_bulk_evict_first(shared, global, bytes, barrier);
+  else tma::load_bulk(shared, global, bytes, barrier);
 }
 
-// Into the L2.
-constexpr u32 LINE = 128;
-DEV void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory"); }
+constexpr u32 LINE = 128;  // of the L2
 
 // acc[g][i][2 h + e] is row 16 i + 8 h + lane / 4 and column 8 g + 2 (lane % 4) + e, of which those from `from` up to `to` count. `token`: of column 0.
 template <bool ALL> DEV void take(Found<ROW_PIECES>& found, const float (&acc)[GROUPS][ROW_PIECES][4], int token, u32 from, u32 to) {
@@ -220,7 +212,7 @@ struct Stream {
         for (u32 r = 0; r < 2 * ROW_PIECES; ++r) atomicMax(join.best + r * 8 + lane / 4, to_key(best[r]));
       __syncwarp();
       u32 before = 0;
-      if (lane == 0) before = add_shared(&join.tokens, tokens);
+      if (lane == 0) before = add_acquire_release_shared(&join.tokens, tokens);
       if (uniform(before) + tokens < end - begin) return;
       __syncwarp();
       if (cut) {
@@ -254,7 +246,7 @@ struct Stream {
   DEV void enter() {
     run = run_of(round);
     // What warps put together two rounds ago is out of the way.
-    while (round > 1 && __any_sync(~0u, lane < WARPS && add_shared(control.rounds_done + lane, 0) + 1 < round)) {}
+    while (round > 1 && __any_sync(~0u, lane < WARPS && add_acquire_release_shared(control.rounds_done + lane, 0) + 1 < round)) {}
     // A block without tokens: its first warp says so of all its documents.
     if (run.begin < run.end || (warp == 0 && run.block.begin == run.block.end && run.block.docs_begin < run.block.docs_end)) {
       open();
@@ -293,7 +285,7 @@ struct Stream {
         load(stage);
         if (++stage == params.stages) stage = 0, parity ^= 1;
       }
-      if (lane == 0) add_shared(control.rounds_done + warp, 1);
+      if (lane == 0) add_acquire_release_shared(control.rounds_done + warp, 1);
       if (++round == params.rounds) return;
       enter();
     }
@@ -311,8 +303,8 @@ KERNEL __launch_bounds__((WARPS + 1) * WARP, 1) maxsim_forward_stream(const __gr
   const u64 cut_from = (u64)blockIdx.x * cut_bytes + line, cut_end = (u64)params.cut * params.docs.length * pitch;
   if (warp == JOINER)
 #pragma unroll 1
-    for (u32 at = lane * LINE; at < params.query_rows * pitch; at += WARP * LINE) prefetch(static_cast<const u8*>(params.queries.rows) + at);
-  else if (line < cut_bytes && cut_from < cut_end) prefetch(static_cast<const u8*>(params.docs.rows) + cut_from);
+    for (u32 at = lane * LINE; at < params.query_rows * pitch; at += WARP * LINE) prefetch_l2(static_cast<const u8*>(params.queries.rows) + at);
+  else if (line < cut_bytes && cut_from < cut_end) prefetch_l2(static_cast<const u8*>(params.docs.rows) + cut_from);
   // Queries before any document: what is asked for behind the first stages of all blocks comes 3 us later. So they are asked for by a warp of their own.
   const u32 queries_full = shared_address(&control.queries_full), barriers = warp == JOINER ? queries_full : shared_address(control.full[warp]);
   if (lane == 0) {

@@ -1,5 +1,5 @@
 // Scores of few query rows of more than 128 elements against many documents on Hopper: every document token is read once, and memory alone is what holds it.
-//   ELEMENT: BF16 or F16    WITH_ARGMAX: 0 or 1    ROWS: of the query rows, rounded up to 32 or 64
+//   ELEMENT: BF16 or F16    WITH_ARGMAX: 0 or 1    ROWS: of the query rows, rounded up to 32 or 64    MAX_STAGES: of the ring
 //
 // As `forward_stream` reads them, in rounds. Query rows so wide do not fit the registers; both sides are multiplied from shared memory by `wgmma`, document
 // tokens as rows of a tile and query rows as its columns: no product is wasted on query rows that are not there, and each element of a token is read there but
@@ -16,7 +16,6 @@ typedef ELEMENT E;
 
 constexpr u32 WARPS = 8, PRODUCER = WARPS, JOINER = WARPS + 1, THREADS = (WARPS + 2) * WARP;
 constexpr u32 TILE = 128, GROUP = TILE / 2, BLOCK = 64, BLOCK_BYTES = 128, STAGE_BYTES = TILE * BLOCK_BYTES, QUERY_BYTES = ROWS * BLOCK_BYTES;
-constexpr u32 MAX_STAGES = 16;
 // Query rows of which a thread keeps the best: row 8 g + 2 (lane % 4) + e at 2 g + e.
 constexpr u32 OWN = ROWS / 4;
 
@@ -32,11 +31,7 @@ static_assert(sizeof(Control) <= CONTROL_BYTES, "CONTROL_BYTES of the launcher")
 
 // A tensor copy. `first_to_leave`: as of `copy_bulk` of `forward_stream`.
 DEV void copy_tile(u32 shared, const TensorMap* map, u32 barrier, u32 x, u32 y, bool first_to_leave) {
-  if (first_to_leave)
-    asm volatile(
-        "{\n.reg .b64 policy;\ncreatepolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], policy;\n}"
-        ::"r"(shared), "l"((u64)map), "r"(barrier), "r"(x), "r"(y) : "memory");
+  if (first_to_leave) tma::load_2d_evict_first(shared, map, barrier, x, y);
   else tma::load_2d(shared, map, barrier, x, y);
 }
 

@@ -51,13 +51,6 @@ struct Piece {
   }
 };
 
-// Adds to a count of what is done: what was written before it is seen by whoever finds it complete.
-DEV u32 add_shared(u32* done, u32 tokens) {
-  u32 before;
-  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(shared_address(done)), "r"(tokens) : "memory");
-  return before;
-}
-
 // A document, rows counted from the first document's first.
 struct Document {
   u32 index, start, end;

@@ -8,6 +8,11 @@ use crate::rows::RowAccess;
 
 const HEADERS: &[(&str, &str)] = &[
     ("forward.cuh", include_str!("../cuda/forward.cuh")),
+    ("forward_sm90/adder.cuh", include_str!("../cuda/forward_sm90/adder.cuh")),
+    ("forward_sm90/consumer.cuh", include_str!("../cuda/forward_sm90/consumer.cuh")),
+    ("forward_sm90/control.cuh", include_str!("../cuda/forward_sm90/control.cuh")),
+    ("forward_sm90/producer.cuh", include_str!("../cuda/forward_sm90/producer.cuh")),
+    ("forward_sm90/search.cuh", include_str!("../cuda/forward_sm90/search.cuh")),
     ("found.cuh", include_str!("../cuda/found.cuh")),
     ("gradients.cuh", include_str!("../cuda/gradients.cuh")),
     ("items.cuh", include_str!("../cuda/items.cuh")),
@@ -86,7 +91,11 @@ pub(crate) fn forward_sm90(dtype: DType, shape: Shape, argmax: bool) -> Variant 
 }
 
 pub(crate) fn forward_stream(dtype: DType, shape: StreamShape, argmax: bool) -> Variant {
-    let mut defines = vec![("ELEMENT", element(dtype)), ("WITH_ARGMAX", flag(argmax))];
+    let mut defines = vec![
+        ("ELEMENT", element(dtype)),
+        ("WITH_ARGMAX", flag(argmax)),
+        ("MAX_STAGES", format!("{}u", shape.max_stages())),
+    ];
     let (program, entry) = if shape.wide() {
         defines.push(("ROWS", format!("{}u", shape.rows())));
         (&FORWARD_STREAM_WIDE, "maxsim_forward_stream_wide")

@@ -13,6 +13,8 @@ DEV void expect_bytes(u32 barrier, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 DEV void arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+// Arrives once this thread's `cp.async` copies so far are there; the arrival is one of those that the barrier was initialised with.
+DEV void arrive_when_copied(u32 barrier) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory"); }
 // Arrives at the same barrier of CTA `rank` of the cluster. The plain form on purpose: `.release.cluster` compiles to a GPU-wide memory
 // barrier per k-block, and nothing here needs it, since the consumer has finished reading through wgmma's own ordering.
 DEV void arrive_remote(u32 barrier, u32 rank) {

@@ -40,5 +40,9 @@ template <class E> DEV void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b
 DEV void copy_async_16(u32 shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");
 }
+// The same of one float, wherever it lies.
+DEV void copy_async_float(u32 shared, const float* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
 DEV void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <u32 PENDING> DEV void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }

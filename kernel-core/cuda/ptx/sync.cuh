@@ -43,6 +43,13 @@ DEV void wait_for(const u32* counter, u32 count) {
   while (now < count);
 }
 
+// The same of a counter in shared memory, among the threads of a CTA.
+DEV u32 add_acquire_release_shared(u32* counter, u32 count) {
+  u32 before;
+  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(shared_address(counter)), "r"(count) : "memory");
+  return before;
+}
+
 // Programmatic dependent launch: `wait` returns once every earlier grid of the stream has finished and flushed; `launch` lets the next grid's
 // prologue start. Both do nothing in a launch without the attribute, and before sm_90.
 DEV void grid_dependency_wait() {

@@ -27,7 +27,7 @@ const WIDE_CONTROL_BYTES: usize = 12 * 1024;
 const WIDE_TILE: usize = 128;
 const WIDE_BLOCK: usize = 64;
 const WIDE_STAGE_BYTES: usize = WIDE_TILE * 2 * WIDE_BLOCK;
-const WIDE_STAGES: usize = 8; // at most MAX_STAGES of the kernel
+const WIDE_STAGES: usize = 8;
 const WIDE_ROUND: usize = 256;
 /// Elements of its widest rows.
 const MAX_DIM: usize = 1024;
@@ -86,6 +86,11 @@ impl StreamShape {
     /// Query rows, rounded up.
     pub(crate) fn rows(self) -> usize {
         self.row_pieces * PIECE_ROWS
+    }
+
+    /// Most stages of a ring, as compiled.
+    pub(crate) fn max_stages(self) -> usize {
+        if self.wide() { WIDE_STAGES } else { STAGES }
     }
 
     /// Warps that stream documents.
