@@ -24,6 +24,7 @@ struct Shared {
   u32 counts[WARPS][OWNED];  // then: where each warp's entries of a token go
   u32 warp_totals[WARPS];
   u32 begin[OWNED + 1];      // of a token in `order`
+  u32 doc;                   // of the block
   u32 overflow, any_long, crowded_step;  // where the sum of a token whose list does not fit stands
   float parts[WARPS][WIDTH];  // of a long list
   float crowded[WIDTH];       // that sum, by warp 0
@@ -64,7 +65,7 @@ DEV Choices read_choices(const GradientParams& params, u32 doc, u32 meetings, u3
 }
 
 // Lists what steps [first, last) chose among `owned` tokens from `first_owned` on, by token. Gives whether they fit; if not, nothing is listed.
-DEV bool sort(Shared& shared, const GradientParams& params, u32 doc, u32 meetings, u32 first_owned, u32 owned, u32 first, u32 last) {
+DEV bool sort(Shared& shared, const GradientParams& params, u32 meetings, u32 first_owned, u32 owned, u32 first, u32 last) {
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, steps = last - first, below = (1u << lane) - 1;
   const u32 from = first + (u32)((u64)steps * warp / WARPS), to = first + (u32)((u64)steps * (warp + 1) / WARPS);
   for (u32 i = threadIdx.x; i < WARPS * OWNED; i += THREADS) (&shared.counts[0][0])[i] = 0;
@@ -76,7 +77,7 @@ DEV bool sort(Shared& shared, const GradientParams& params, u32 doc, u32 meeting
   for (u32 step = from; step < to; step += AHEAD) {
     Choices read[AHEAD];
 #pragma unroll
-    for (u32 a = 0; a < AHEAD; ++a) read[a] = read_choices(params, doc, step + a < to ? meetings : 0, step + a);
+    for (u32 a = 0; a < AHEAD; ++a) read[a] = read_choices(params, shared.doc, step + a < to ? meetings : 0, step + a);
 #pragma unroll
     for (u32 a = 0; a < AHEAD; ++a)
 #pragma unroll
@@ -166,7 +167,7 @@ DEV void finish(Sum& sum, const GradientParams& params, u64 row, bool valid) {
 
 // Zeros for the tokens that no query token chose, 16 bytes a thread.
 DEV void store_zeros(const Shared& shared, const GradientParams& params, u32 first_owned, u32 owned) {
-  const u64 first_row = params.docs.start(blockIdx.x) + first_owned;
+  const u64 first_row = params.docs.start(shared.doc) + first_owned;
   constexpr u32 PIECE = Access::SIZE;
   const u32 pieces = ceil_div(params.dim, PIECE);
   const float zeros[PIECE] = {};
@@ -220,11 +221,11 @@ DEV void add_crowded(Shared& shared, const GradientParams& params, u32 token, bo
   if (!first && threadIdx.x < WARP) sum.add_spilled(shared.crowded, params.dim);
   add_long(sum, shared, params, 0, shared.begin[1]);
   if (threadIdx.x < ROW_LANES) sum.spill(shared.crowded, params.dim);
-  if (last && threadIdx.x < WARP) finish(sum, params, params.docs.start(blockIdx.x) + token, Sum::group() == 0);
+  if (last && threadIdx.x < WARP) finish(sum, params, params.docs.start(shared.doc) + token, Sum::group() == 0);
 }
 
 DEV void sum_lists(Shared& shared, const GradientParams& params, u32 first_owned, u32 owned) {
-  const u64 first_row = params.docs.start(blockIdx.x) + first_owned;
+  const u64 first_row = params.docs.start(shared.doc) + first_owned;
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   // Warp w has tokens w, w + WARPS, ...: a lane looks at one of them, and each group of lanes sums one.
   for (u32 from = 0; from * WARPS < owned; from += WARP) {
@@ -274,23 +275,26 @@ DEV void sum_owned(const GradientParams& params) {
   extern __shared__ __align__(16) u8 dynamic[];
   Shared& shared = *reinterpret_cast<Shared*>(dynamic);
   const Items& items = params.items;
-  const u32 doc = blockIdx.x, size = params.docs.size(doc), blocks = ceil_div(size, params.owned);
-  if (blockIdx.y >= blocks) return;
-  const u32 share = ceil_div(size, blocks), end = min_of(size, (blockIdx.y + 1) * share);
+  u32 doc = blockIdx.x, piece = blockIdx.y;
+  if (params.pieces > 0) doc = blockIdx.y * (gridDim.x / params.pieces) + blockIdx.x / params.pieces, piece = blockIdx.x % params.pieces;
+  if (doc >= params.docs.count) return;
+  const u32 size = params.docs.size(doc), blocks = max_of(ceil_div(size, params.owned), min_of(size, params.parts));
+  if (piece >= blocks) return;
+  const u32 share = ceil_div(size, blocks), end = min_of(size, (piece + 1) * share);
   u32 meetings = 1;
   if (items.pairing == Pairing::Cross) meetings = params.queries.count;
   else if (items.pairing == Pairing::List) meetings = params.meetings.starts[doc + 1] - params.meetings.starts[doc];
   const u32 steps = (u32)((((u64)meetings << params.splits) + STEP - 1) / STEP);
 
   // As many tokens at once as can be listed; of one that too many chose, as many steps.
-  if (threadIdx.x == 0) shared.crowded_step = NOT_CROWDED;
+  if (threadIdx.x == 0) shared.doc = doc, shared.crowded_step = NOT_CROWDED;
   __syncthreads();
 #pragma unroll 1
-  for (u32 first = blockIdx.y * share, width = share; first < end;) {
+  for (u32 first = piece * share, width = share; first < end;) {
     width = min_of(width, end - first);
     const bool crowded = shared.crowded_step != NOT_CROWDED;
     const u32 from = crowded ? shared.crowded_step : 0, to = crowded ? min_of(steps, from + SURE_STEPS) : steps;
-    if (!sort(shared, params, doc, meetings, first, width, from, to)) {
+    if (!sort(shared, params, meetings, first, width, from, to)) {
       if (width == 1 && threadIdx.x == 0) shared.crowded_step = 0;
       __syncthreads();
       width = ceil_div(width, 2);

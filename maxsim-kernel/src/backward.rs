@@ -104,6 +104,8 @@ impl Backward {
             behind_queries: u32::from(side == 1 && wants_queries),
             sharers: sharers as u32,
             owned: 0,
+            parts: 0,
+            pieces: 0,
         };
         let finish = |side: usize, tokens: usize, splits: usize| FinishParams {
             texts: call.texts[side],
@@ -140,7 +142,7 @@ impl Backward {
         if wants_docs {
             let params = params(1, places_log2(longest_query) as usize, 1);
             // SAFETY: as above.
-            unsafe { kernels.docs.launch(gpu, problem.docs.count(), problem.docs.longest(), &params) }?;
+            unsafe { kernels.docs.launch(gpu, problem.docs.count(), problem.docs.longest(), places, &params) }?;
         }
         Ok(())
     }

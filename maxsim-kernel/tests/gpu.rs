@@ -162,6 +162,26 @@ fn queries_are_taken_over_one_after_another() {
     }
 }
 
+/// Every length that a document's last tile can have, in a ragged batch and alone, in tiles of each width.
+#[test]
+fn documents_of_every_length_are_exact() {
+    let Some(gpu) = gpu() else { return };
+    for (queries, dim) in [(5, 64), (5, 128), (1, 128), (5, 136)].map(|(count, dim)| (Spans::padded(count, 32), dim)) {
+        for longest in [64, 96, 310] {
+            let (docs, numbers) = (Spans::of_lengths(0..=longest), Numbers::Ones);
+            run_exact::<bf16>(&gpu, &Case { queries: queries.clone(), docs: docs.clone(), dim, ..Case::default() });
+            run_exact::<bf16>(&gpu, &Case { queries: queries.clone(), docs, dim, numbers, ..Case::default() });
+        }
+    }
+    for length in 1..=160 {
+        let (queries, docs) = (Spans::padded(5, 32), Spans::padded(3, length));
+        run_exact::<bf16>(&gpu, &Case { queries, docs, dim: 128, ..Case::default() });
+    }
+    let (queries, docs) = (Spans::padded(5, 32), Spans::of_lengths(0..=310));
+    let case = Case { queries, docs, dim: 128, normalize: true, numbers: Numbers::Normal, ..Case::default() };
+    run_near::<bf16>(&gpu, &case);
+}
+
 /// Sides without a single token: scores and gradients of exactly 0, choices of -1.
 #[test]
 fn sides_without_tokens_score_zero() {

@@ -10,6 +10,10 @@ use crate::rows::RowAccess;
 /// Blocks for each SM from which on they are as large as may be.
 const BLOCKS_PER_SM: usize = 2;
 
+/// Blocks of a row of the grid, and rows, at most.
+const MOST_BLOCKS: usize = i32::MAX as usize;
+const MOST_PARTS: usize = u16::MAX as usize;
+
 /// How many query tokens may choose in one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Choosers {
@@ -33,6 +37,12 @@ impl Choosers {
     /// `places`: of the query tokens that meet a document, as [`places_log2`] counts them. Lists of few never overflow.
     pub(crate) fn of_places(places: usize) -> Self {
         if places <= Self::Few.capacity() { Self::Few } else { Self::Many }
+    }
+
+    /// Blocks of a document at least, or as many as it has tokens: query tokens choose as often in a short one as in a long one, and what does not
+    /// fit a block's list has to be read again. A list is filled by two thirds when all tokens are chosen as often.
+    pub(crate) fn parts(self, places: usize) -> usize {
+        if self == Self::Few { 1 } else { places.div_ceil(self.capacity() / 3 * 2).clamp(1, MOST_PARTS) }
     }
 
     /// Document tokens that a block may own.
@@ -71,31 +81,65 @@ pub(crate) struct BackwardDocs {
 impl BackwardDocs {
     pub(crate) fn new(gpu: &Gpu, dtype: DType, access: RowAccess, choosers: Choosers) -> Result<Self> {
         let kernel = load(gpu, &programs::backward_docs(dtype, access, choosers))?;
-        // `Shared` of the kernel: entries, marks and order; counts, begin, warp totals, three words; parts and one sum.
+        // `Shared` of the kernel: entries, marks and order; counts, begin, warp totals, four words; parts and one sum.
         let (owned, warps, width) = (choosers.owned(), choosers.warps(), access.width(dtype));
-        let words = 3 * choosers.capacity() + warps * owned + owned + 1 + warps + 3 + (warps + 1) * width;
+        let words = 3 * choosers.capacity() + warps * owned + owned + 1 + warps + 4 + (warps + 1) * width;
         Ok(Self { kernel, choosers, shared_bytes: words as u32 * 4 })
     }
 
-    /// `docs`, of which the longest has `longest` tokens.
+    /// `docs`, of which the longest has `longest` tokens. `places`: as [`Choosers::of_places`] counts them.
     ///
     /// # Safety
     /// The addresses in `params` must be live memory of the sizes that the problem says.
-    pub(crate) unsafe fn launch(&self, gpu: &Gpu, docs: usize, longest: usize, params: &GradientParams) -> Result<()> {
+    pub(crate) unsafe fn launch(
+        &self,
+        gpu: &Gpu,
+        docs: usize,
+        longest: usize,
+        places: usize,
+        params: &GradientParams,
+    ) -> Result<()> {
         let most = self.choosers.owned();
         // Fewer tokens a block where the device would not be busy; below 32 all that blocks do alike would show.
         let enough = BLOCKS_PER_SM * gpu.info().sm_count as usize;
         let owned =
             if self.choosers == Choosers::Many && docs * longest.div_ceil(most) < enough { most / 2 } else { most };
-        let params = GradientParams { owned: owned as u32, ..*params };
+        let parts = self.choosers.parts(places);
+        let pieces = longest.div_ceil(owned).max(parts.min(longest)).max(1);
+        let few = self.choosers == Choosers::Few;
+        let params = GradientParams {
+            owned: owned as u32,
+            parts: parts as u32,
+            pieces: if few { pieces as u32 } else { 0 },
+            ..*params
+        };
+        let per_row = docs.min(MOST_BLOCKS / pieces).max(1);
         let config = overlapped(
             gpu.info(),
             LaunchConfig {
-                grid: [docs as u32, longest.div_ceil(owned) as u32, 1],
+                grid: if few {
+                    [(pieces * per_row) as u32, docs.div_ceil(per_row) as u32, 1]
+                } else {
+                    [docs as u32, pieces as u32, 1]
+                },
                 ..LaunchConfig::linear(1, self.choosers.warps() as u32 * 32).with_shared(self.shared_bytes)
             },
         );
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(gpu.stream(), &config, &[&params]) }?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_evenly_chosen_tokens_fit() {
+        assert_eq!([1, 512].map(|places| Choosers::of_places(places).parts(places)), [1, 1]);
+        assert_eq!(
+            [513, 2048, 2049, 8192, MOST_PLACES].map(|places| Choosers::Many.parts(places)),
+            [1, 1, 2, 4, MOST_PARTS]
+        );
     }
 }

@@ -90,6 +90,8 @@ pub(crate) struct GradientParams {
     pub(crate) behind_queries: u32,
     pub(crate) sharers: u32,
     pub(crate) owned: u32,
+    pub(crate) parts: u32,
+    pub(crate) pieces: u32,
 }
 
 // SAFETY: plain data, laid out as the kernels' structs.
@@ -107,6 +109,6 @@ mod tests {
         assert_eq!((size_of::<TextsArg>(), offset_of!(TextsArg, count)), (72, 64));
         assert_eq!((size_of::<ItemsArg>(), offset_of!(ItemsArg, list)), (96, 56));
         assert_eq!((size_of::<ForwardParams>(), offset_of!(ForwardParams, sums)), (272, 248));
-        assert_eq!((size_of::<GradientParams>(), offset_of!(GradientParams, d_scores)), (320, 264));
+        assert_eq!((size_of::<GradientParams>(), offset_of!(GradientParams, d_scores)), (328, 264));
     }
 }
