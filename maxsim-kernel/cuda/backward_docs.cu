@@ -2,6 +2,7 @@
 // that keeps their order), and sums their rows. No atomic additions, no f32 copy of the gradient: the same bits on every run.
 //   ELEMENT, VECTORIZED, ROW_LANES, ROW_SLICES: see rows.cuh    BLOCK_WARPS: warps of a block    RESIDENT: blocks that an SM should hold
 //   OWNED: tokens that a block may have, at most 128    CAPACITY: query tokens that a block can list at once
+//   NEIGHBOURS: 1 when blocks next to one another have tokens next to one another, 0 when they have documents next to one another
 #include "gradients.cuh"
 #include "ptx/sync.cuh"
 
@@ -24,11 +25,13 @@ struct Shared {
   u32 counts[WARPS][OWNED];  // then: where each warp's entries of a token go
   u32 warp_totals[WARPS];
   u32 begin[OWNED + 1];      // of a token in `order`
-  u32 doc;                   // of the block
   u32 overflow, any_long, crowded_step;  // where the sum of a token whose list does not fit stands
   float parts[WARPS][WIDTH];  // of a long list
   float crowded[WIDTH];       // that sum, by warp 0
+  u32 doc;                    // of the block, unless it is `blockIdx.x`
 };
+
+DEV u32 doc_of_block(const Shared& shared) { return NEIGHBOURS ? shared.doc : blockIdx.x; }
 
 // Some choices of one query. Meetings have as many places as the power of two that no query's length exceeds.
 struct Choices {
@@ -77,7 +80,7 @@ DEV bool sort(Shared& shared, const GradientParams& params, u32 meetings, u32 fi
   for (u32 step = from; step < to; step += AHEAD) {
     Choices read[AHEAD];
 #pragma unroll
-    for (u32 a = 0; a < AHEAD; ++a) read[a] = read_choices(params, shared.doc, step + a < to ? meetings : 0, step + a);
+    for (u32 a = 0; a < AHEAD; ++a) read[a] = read_choices(params, doc_of_block(shared), step + a < to ? meetings : 0, step + a);
 #pragma unroll
     for (u32 a = 0; a < AHEAD; ++a)
 #pragma unroll
@@ -167,7 +170,7 @@ DEV void finish(Sum& sum, const GradientParams& params, u64 row, bool valid) {
 
 // Zeros for the tokens that no query token chose, 16 bytes a thread.
 DEV void store_zeros(const Shared& shared, const GradientParams& params, u32 first_owned, u32 owned) {
-  const u64 first_row = params.docs.start(shared.doc) + first_owned;
+  const u64 first_row = params.docs.start(doc_of_block(shared)) + first_owned;
   constexpr u32 PIECE = Access::SIZE;
   const u32 pieces = ceil_div(params.dim, PIECE);
   const float zeros[PIECE] = {};
@@ -221,11 +224,11 @@ DEV void add_crowded(Shared& shared, const GradientParams& params, u32 token, bo
   if (!first && threadIdx.x < WARP) sum.add_spilled(shared.crowded, params.dim);
   add_long(sum, shared, params, 0, shared.begin[1]);
   if (threadIdx.x < ROW_LANES) sum.spill(shared.crowded, params.dim);
-  if (last && threadIdx.x < WARP) finish(sum, params, params.docs.start(shared.doc) + token, Sum::group() == 0);
+  if (last && threadIdx.x < WARP) finish(sum, params, params.docs.start(doc_of_block(shared)) + token, Sum::group() == 0);
 }
 
 DEV void sum_lists(Shared& shared, const GradientParams& params, u32 first_owned, u32 owned) {
-  const u64 first_row = params.docs.start(shared.doc) + first_owned;
+  const u64 first_row = params.docs.start(doc_of_block(shared)) + first_owned;
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   // Warp w has tokens w, w + WARPS, ...: a lane looks at one of them, and each group of lanes sums one.
   for (u32 from = 0; from * WARPS < owned; from += WARP) {
@@ -276,8 +279,10 @@ DEV void sum_owned(const GradientParams& params) {
   Shared& shared = *reinterpret_cast<Shared*>(dynamic);
   const Items& items = params.items;
   u32 doc = blockIdx.x, piece = blockIdx.y;
-  if (params.pieces > 0) doc = blockIdx.y * (gridDim.x / params.pieces) + blockIdx.x / params.pieces, piece = blockIdx.x % params.pieces;
-  if (doc >= params.docs.count) return;
+  if constexpr (NEIGHBOURS) {
+    doc = blockIdx.y * (gridDim.x / params.pieces) + blockIdx.x / params.pieces, piece = blockIdx.x % params.pieces;
+    if (doc >= params.docs.count) return;
+  }
   const u32 size = params.docs.size(doc), blocks = max_of(ceil_div(size, params.owned), min_of(size, params.parts));
   if (piece >= blocks) return;
   const u32 share = ceil_div(size, blocks), end = min_of(size, (piece + 1) * share);
@@ -287,7 +292,10 @@ DEV void sum_owned(const GradientParams& params) {
   const u32 steps = (u32)((((u64)meetings << params.splits) + STEP - 1) / STEP);
 
   // As many tokens at once as can be listed; of one that too many chose, as many steps.
-  if (threadIdx.x == 0) shared.doc = doc, shared.crowded_step = NOT_CROWDED;
+  if (threadIdx.x == 0) {
+    if constexpr (NEIGHBOURS) shared.doc = doc;
+    shared.crowded_step = NOT_CROWDED;
+  }
   __syncthreads();
 #pragma unroll 1
   for (u32 first = piece * share, width = share; first < end;) {

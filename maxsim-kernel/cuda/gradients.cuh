@@ -32,5 +32,5 @@ struct GradientParams {
   u32 sharers;            // queries: warps of a block that sum one token, each over its share of the documents; a power of 2
   u32 owned;              // documents: tokens of a block, at most
   u32 parts;              // documents: blocks of each one at least, or as many as it has tokens
-  u32 pieces;             // documents: blocks of the longest one if blocks next to one another have tokens next to one another, else 0
+  u32 pieces;             // documents: blocks of the longest one
 };

@@ -134,6 +134,7 @@ pub(crate) fn backward_docs(dtype: DType, access: RowAccess, choosers: Choosers)
     defines.push(("OWNED", format!("{}u", choosers.owned())));
     defines.push(("CAPACITY", format!("{}u", choosers.capacity())));
     defines.push(("BLOCK_WARPS", choosers.warps().to_string()));
+    defines.push(("NEIGHBOURS", flag(choosers == Choosers::Few)));
     defines.push(("RESIDENT", choosers.resident(dtype, access).to_string()));
     Variant { program: &BACKWARD_DOCS, entry: "maxsim_backward_docs", defines, hot: true, min_arch: Some("sm_80") }
 }

@@ -107,12 +107,7 @@ impl BackwardDocs {
         let parts = self.choosers.parts(places);
         let pieces = longest.div_ceil(owned).max(parts.min(longest)).max(1);
         let few = self.choosers == Choosers::Few;
-        let params = GradientParams {
-            owned: owned as u32,
-            parts: parts as u32,
-            pieces: if few { pieces as u32 } else { 0 },
-            ..*params
-        };
+        let params = GradientParams { owned: owned as u32, parts: parts as u32, pieces: pieces as u32, ..*params };
         let per_row = docs.min(MOST_BLOCKS / pieces).max(1);
         let config = overlapped(
             gpu.info(),
