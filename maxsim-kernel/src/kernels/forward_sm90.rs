@@ -25,9 +25,11 @@ const IN_REGISTERS: usize = 128;
 /// Document tokens of a full tile, as compiled; when queries are read from shared memory only [`SHARED_TILE`].
 pub(crate) const TILE_TOKENS: [usize; 4] = [64, 96, 128, 152];
 const SHARED_TILE: usize = 128;
-/// What a tile costs beside its tokens, in tokens: one of four quarters, whose search hides behind the multiplies of other consumers, and a narrower one.
-const WIDE_COST: usize = 6;
-const NARROW_COST: usize = 32;
+/// Clocks of an H200's SM that a tile so many columns wide takes: what the tensor cores need for three consumers, or what one consumer needs by itself,
+/// more where a document ends.
+fn tile_cost(columns: usize, last: bool) -> usize {
+    (12 * columns + 72).max(410 + 28 * columns / 5 + if last { 250 } else { 0 })
+}
 
 /// What is chosen for a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,20 +53,15 @@ impl Shape {
         held.chain([Self::SHARED])
     }
 
-    /// The tile width whose quarters cover the documents best.
+    /// The tile width in which the documents cost least.
     pub(crate) fn choose(problem: &Problem) -> Self {
         if problem.dim > IN_REGISTERS {
             return Self::SHARED;
         }
         let cost = |length: usize, tokens: usize| {
-            let rest = length % tokens;
-            let quarter = quarter(tokens);
-            let last = match rest {
-                0 => 0,
-                _ if rest > 3 * quarter => tokens + WIDE_COST,
-                _ => rest.next_multiple_of(quarter) + NARROW_COST,
-            };
-            length / tokens * (tokens + WIDE_COST) + last
+            let (before, quarter) = (length.saturating_sub(1) / tokens, quarter(tokens));
+            let columns = (length - before * tokens).next_multiple_of(quarter).min(tokens);
+            before * tile_cost(tokens, false) + tile_cost(columns, true)
         };
         let total = |tokens: usize| match &problem.docs {
             Spans::Padded { length, .. } => cost(*length, tokens),
@@ -208,6 +205,11 @@ mod tests {
         assert_eq!(shape(Spans::padded(9, 256), 64), Shape { tokens: 128, query_blocks: 1, norms: false });
         assert_eq!(shape(Spans::padded(9, 1024), 128), Shape { tokens: 128, query_blocks: 2, norms: false });
         assert_eq!(shape(Spans::padded(9, 300), 512), Shape::SHARED);
+        // The fastest of all widths, as measured.
+        let ragged =
+            |longest: usize| shape(Spans::of_lengths((0..256).map(|doc| doc * 7919 % (longest + 1))), 128).tokens;
+        assert_eq!([40, 120, 300].map(ragged), [64, 128, 152]);
+        assert_eq!([180, 300, 1024].map(|length| shape(Spans::padded(64, length), 128).tokens), [96, 152, 128]);
         for tokens in TILE_TOKENS {
             assert!(4 * quarter(tokens) >= tokens && 3 * quarter(tokens) < tokens);
         }
