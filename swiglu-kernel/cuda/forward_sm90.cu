@@ -9,6 +9,7 @@
 struct ForwardParams {
   const u16 *gate_bias, *up_bias;  // [N] each, only WITH_BIAS
   u32 with_z;                      // 0: only the pre-activations are wanted
+  u32 wide;                        // TWO_WIDTHS: how many tiles of a row have COLUMNS; those after them have 64
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -17,6 +18,8 @@ constexpr u32 SLICE = COLUMNS % 64 ? 32 : 64, BUFFERS = SLICE == 64 ? 2 : 3, BUF
 // Who stores together: a warp its 16 rows, or, where three matrices leave, the warpgroup its 64: among so many stores the copy engine brings operands late.
 constexpr u32 STORERS = SAVE ? WARPGROUP : WARP, STORED_ROWS = STORERS / 2;
 typedef Mainloop<ELEMENT, Major::K, Major::WEIGHTS, Schedule::PING_PONG, CLUSTER_SIZE, BUFFERS * BUFFER_BYTES, 2 * COLUMNS, 232> Loop;
+// Not with a bias: it is added to the sums, and the compiler lets nobody else write sums that only some products overwrite.
+constexpr bool TWO_WIDTHS = COLUMNS > 64 && !WITH_BIAS;
 static_assert(SLICE == Loop::TwoMatrices::BOX, "gate and up alternate as they are stored");
 
 struct ForwardEpilogue {
@@ -28,9 +31,11 @@ struct ForwardEpilogue {
   DEV void begin() {}
   DEV void tile(float (&acc)[Loop::ACC], u32 m0, u32 n0, u32 staging) {
     if constexpr (WITH_BIAS) add_bias(acc, n0);
+    const bool narrow = TWO_WIDTHS && n0 >= params.wide * COLUMNS;
 #pragma unroll
     for (u32 i = 0; i < 2 * COLUMNS / SLICE; ++i) {  // the slices of the upper 64 rows, then those of the lower
       constexpr u32 ACROSS = COLUMNS / SLICE;
+      if (narrow && i % ACROSS >= 64 / SLICE) continue;
       const float *gate = acc + SLICE * i, *up = gate + SLICE / 2;
       const int row = (int)(m0 + i / ACROSS * 64 + thread / STORERS * STORED_ROWS), column = (int)(n0 + i % ACROSS * SLICE);
       u32 packed[SLICE / 4];
@@ -104,6 +109,7 @@ swiglu_forward_sm90(const __grid_constant__ TensorMap x, const __grid_constant__
                     const __grid_constant__ GemmShape shape, const __grid_constant__ ForwardParams params) {
   extern __shared__ __align__(1024) u8 shared[];
   ForwardEpilogue epilogue = {z, gate, up, shape, params, threadIdx.x % WARPGROUP, 0};
-  Loop(shared).run(x, Loop::TwoMatrices{w_gate, w_up}, shape, epilogue);
+  if constexpr (TWO_WIDTHS) Loop(shared).run(x, Loop::TwoWidths(w_gate, w_up, params.wide), shape, epilogue);
+  else Loop(shared).run(x, Loop::TwoMatrices{w_gate, w_up}, shape, epilogue);
 }
 #endif

@@ -98,9 +98,12 @@ struct Mainloop {
   static constexpr u16 EVERYONE = (1 << CLUSTER) - 1;
   struct OneMatrix {
     static constexpr u32 OUTPUT_N = TILE_N, BOX = 64;
+    static constexpr bool TWO_WIDTHS = false;
     static_assert(CLUSTER == 1 || TILE_N == 128 || !B_MN, "no such boxes here");
     const TensorMap& map;
     DEV void prefetch() const { tma::prefetch_map(&map); }
+    static DEV u32 tile_columns(u32 n) { return ceil_div(n, OUTPUT_N); }
+    static DEV u32 column(u32 tile) { return tile * OUTPUT_N; }
     DEV void load(u32 to, u32 barrier, int n, int k, u32 rank) const {
       if constexpr (CLUSTER == 1) load_rows<B_MN, TILE_N>(to, map, barrier, n, k);
       else {
@@ -116,14 +119,18 @@ struct Mainloop {
   // contiguous).
   struct TwoMatrices {
     static constexpr u32 OUTPUT_N = TILE_N / 2, BOX = OUTPUT_N % 64 ? 32 : 64, BOX_BYTES = BOX * 128;
+    static constexpr bool TWO_WIDTHS = false;
     const TensorMap &first, &second;
+    static DEV u32 tile_columns(u32 n) { return ceil_div(n, OUTPUT_N); }
+    static DEV u32 column(u32 tile) { return tile * OUTPUT_N; }
     DEV void prefetch() const {
       tma::prefetch_map(&first);
       tma::prefetch_map(&second);
     }
-    DEV void load(u32 to, u32 barrier, int n, int k, u32 rank) const {
+    DEV void load(u32 to, u32 barrier, int n, int k, u32 rank) const { load<OUTPUT_N>(to, barrier, n, k, rank); }
+    template <u32 COLUMNS_OF_EACH> DEV void load(u32 to, u32 barrier, int n, int k, u32 rank) const {
 #pragma unroll
-      for (u32 i = 0; i < OUTPUT_N / BOX; ++i) {
+      for (u32 i = 0; i < COLUMNS_OF_EACH / BOX; ++i) {
         const int from = n + (int)(i * BOX), x = B_MN ? from : k, y = B_MN ? k : from;
         const u32 at = to + 2 * i * BOX_BYTES;
         if constexpr (CLUSTER == 1) {
@@ -132,6 +139,18 @@ struct Mainloop {
         } else tma::load_2d_multicast(at + rank * BOX_BYTES, rank ? &second : &first, barrier, x, y, EVERYONE);
       }
     }
+  };
+
+  // The same where the last tiles of a row are a third narrower, all after `wide` ones: two widths divide among the SMs what one would not.
+  struct TwoWidths : TwoMatrices {
+    static constexpr bool TWO_WIDTHS = true;
+    static constexpr u32 NARROW = 64;
+    static_assert(PING_PONG && (TILE_N == 192 || TILE_N == 128), "no such tiles here");  // of 128 none is narrower
+    u32 wide;
+    DEV TwoWidths(const TensorMap& first, const TensorMap& second, u32 wide) : TwoMatrices{first, second}, wide(wide) {}
+    DEV u32 tile_columns(u32 n) const { return wide + (n > wide * TwoMatrices::OUTPUT_N ? ceil_div(n - wide * TwoMatrices::OUTPUT_N, NARROW) : 0); }
+    DEV bool is_narrow(u32 tile) const { return tile >= wide; }
+    DEV u32 column(u32 tile) const { return tile < wide ? tile * TwoMatrices::OUTPUT_N : wide * (TwoMatrices::OUTPUT_N - NARROW) + tile * NARROW; }
   };
 
   template <class Epilogue>
@@ -152,14 +171,14 @@ struct Mainloop {
     grid_dependency_launch();
     epilogue.begin();
 
-    const TileOrder order = {ceil_div(shape.m, TILE_M * CLUSTER), ceil_div(shape.n, SourceB::OUTPUT_N), shape.band};
+    const TileOrder order = {ceil_div(shape.m, TILE_M * CLUSTER), source_b.tile_columns(shape.n), shape.band};
     const u32 k_blocks = ceil_div(shape.k, TILE_K);
     if (warpgroup == 0) {
       registers_shrink<PRODUCER_REGISTERS>();
       if (threadIdx.x == 0) produce(map_a, source_b, shape, order, k_blocks, rank);
     } else {
       registers_grow<CONSUMER_REGISTERS>();
-      consume<SourceB>(order, k_blocks, rank, warpgroup - 1, epilogue);
+      consume(source_b, order, k_blocks, rank, warpgroup - 1, epilogue);
     }
     if constexpr (CLUSTER > 1) cluster_sync();  // no CTA leaves while another may still signal its barriers
   }
@@ -173,14 +192,15 @@ struct Mainloop {
   }
 
   // Queues CONSUMER_M x TILE_N += one stage; both operands as rows (or columns) of the stage, B in boxes of BOX columns where N is contiguous.
-  template <bool MN_A, bool MN_B, u32 BOX = 64> static DEV void multiply_stage(float (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
+  // WIDTH: columns of the tile, no more than TILE_N.
+  template <bool MN_A, bool MN_B, u32 BOX = 64, u32 WIDTH = TILE_N> static DEV void multiply_stage(float (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
     const u64 da = descriptor<MN_A>(from_a), da_low = descriptor<MN_A>(from_a + HALF_BYTES), db = descriptor<MN_B, BOX>(from_b);
     wgmma::fence();
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
       const bool add = accumulate || i != 0;
-      wgmma::m64<TILE_N, E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
-      if constexpr (!ROUNDED) wgmma::m64<TILE_N, E, ACC / 2, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
+      wgmma::m64<WIDTH, E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
+      if constexpr (!ROUNDED) wgmma::m64<WIDTH, E, ACC / 2, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
     }
     wgmma::commit();
   }
@@ -211,13 +231,21 @@ struct Mainloop {
     RingPlace at;
     for (u32 t = blockIdx.x / CLUSTER; t < order.count(); t += gridDim.x / CLUSTER) {
       const TileOrder::Tile tile = order.at(t);
-      const int m0 = shape.a_mn + (int)((tile.row * CLUSTER + rank) * TILE_M), n0 = shape.b_mn + (int)(tile.col * SourceB::OUTPUT_N);
+      const int m0 = shape.a_mn + (int)((tile.row * CLUSTER + rank) * TILE_M), n0 = shape.b_mn + (int)source_b.column(tile.col);
       for (u32 k = 0; k < k_blocks; ++k) {
         const u32 barrier = full + 8 * at.stage, to_a = a + at.stage * A_BYTES, to_b = b + at.stage * B_BYTES;
         mbarrier::wait(empty + 8 * at.stage, at.parity ^ 1);
-        mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
-        load_a(to_a, map_a, barrier, m0, shape.a_k + (int)(k * TILE_K));
-        source_b.load(to_b, barrier, n0, shape.b_k + (int)(k * TILE_K), rank);
+        if constexpr (SourceB::TWO_WIDTHS) {
+          const bool narrow = source_b.is_narrow(tile.col);
+          mbarrier::expect_bytes(barrier, narrow ? A_BYTES + 2 * SourceB::NARROW * 128 : A_BYTES + B_BYTES);
+          load_a(to_a, map_a, barrier, m0, shape.a_k + (int)(k * TILE_K));
+          if (narrow) source_b.template load<SourceB::NARROW>(to_b, barrier, n0, shape.b_k + (int)(k * TILE_K), rank);
+          else source_b.load(to_b, barrier, n0, shape.b_k + (int)(k * TILE_K), rank);
+        } else {
+          mbarrier::expect_bytes(barrier, A_BYTES + B_BYTES);
+          load_a(to_a, map_a, barrier, m0, shape.a_k + (int)(k * TILE_K));
+          source_b.load(to_b, barrier, n0, shape.b_k + (int)(k * TILE_K), rank);
+        }
         at.next(STAGES);
       }
     }
@@ -234,7 +262,7 @@ struct Mainloop {
     for (u32 i = 0; i < TILE_M / 128; ++i) load_rows<A_MN, 128>(to + i * 2 * HALF_BYTES, map, barrier, m + (int)i * 128, k);
   }
 
-  template <class SourceB, class Epilogue> DEV void consume(const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
+  template <class SourceB, class Epilogue> DEV void consume(const SourceB& source_b, const TileOrder& order, u32 k_blocks, u32 rank, u32 consumer, Epilogue& epilogue) {
     u32 thread = kept(threadIdx.x % WARPGROUP);
     const u32 grid = gridDim.x / CLUSTER;
     RingPlace at;
@@ -259,7 +287,7 @@ struct Mainloop {
       const auto free = [&](u32 stage) { release(stage, thread); };
       const auto close = [&](float (&values)[ACC]) {
         const u32 m0 = (tile.row * CLUSTER + rank) * TILE_M + (PING_PONG ? 0 : consumer * CONSUMER_M);
-        epilogue.tile(values, m0, tile.col * SourceB::OUTPUT_N, staging + consumer * STAGING_BYTES);
+        epilogue.tile(values, m0, source_b.column(tile.col), staging + consumer * STAGING_BYTES);
       };
       if constexpr (ROUNDED) {
         float sum[ACC] = {};
@@ -272,7 +300,14 @@ struct Mainloop {
         }
         close(sum);
       } else {
-        walk_stages<SUMS_DIE>(at, STAGES, full, k_blocks, multiply, free);
+        if constexpr (SourceB::TWO_WIDTHS) {
+          const auto multiply_narrow = [&](u32 stage, u32 k) {
+            if (k == k_blocks - 1 && thread == 0) mbarrier::arrive(turn + 8 * (consumer ^ 1));
+            multiply_stage<A_MN, B_MN, SourceB::BOX, 2 * SourceB::NARROW>(acc, a + stage * A_BYTES, b + stage * B_BYTES, k != 0);
+          };
+          if (source_b.is_narrow(tile.col)) walk_stages(at, STAGES, full, k_blocks, multiply_narrow, free);
+          else walk_stages(at, STAGES, full, k_blocks, multiply, free);
+        } else walk_stages<SUMS_DIE>(at, STAGES, full, k_blocks, multiply, free);
         wgmma::tie(acc);
         if (PING_PONG) at.skip(k_blocks, STAGES);  // the other consumer's tile
         close(acc);

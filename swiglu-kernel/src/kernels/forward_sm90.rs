@@ -15,6 +15,13 @@ use crate::programs::{self, CLUSTER};
 const BAND: u32 = 8;
 const BAND_ALONE: u32 = 32;
 
+/// Columns of the tiles that end a row of wide ones.
+const NARROW: usize = 64;
+/// How many of them may.
+const MOST_NARROW: usize = 8;
+/// From so many clusters of tiles on, how whole ones fall to blocks makes no difference.
+const MANY: usize = 1 << 16;
+
 /// Blocks of a cluster, and columns of z that a tile of [`TILE`] rows holds: as many of each projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ForwardTile {
@@ -27,17 +34,66 @@ const SHARING: ForwardTile = ForwardTile { cluster: CLUSTER, columns: 64 };
 const WIDE: ForwardTile = ForwardTile { cluster: CLUSTER, columns: 96 };
 pub(crate) const TILES: [ForwardTile; 3] = [ALONE, SHARING, WIDE];
 
+/// The tiles that cover the columns of z: so many of the tile's own width, then so many of [`NARROW`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Division {
+    wide: usize,
+    narrow: usize,
+}
+
 impl ForwardTile {
-    /// Clusters of tiles that cover z, and the most of them that one cluster of blocks walks.
-    fn clusters(self, problem: &Problem, sm_count: u32) -> (usize, usize) {
-        let clusters = problem.rows.div_ceil(TILE * self.cluster as usize) * problem.outputs.div_ceil(self.columns);
-        (clusters, clusters.div_ceil((sm_count / self.cluster).max(1) as usize).max(1))
+    /// Clusters of tile rows.
+    fn rows(self, problem: &Problem) -> usize {
+        problem.rows.div_ceil(TILE * self.cluster as usize)
     }
 
-    /// As few blocks as need no more waves than all of them would: the others only draw power. 0.6% at M = 4096, K = 1024, N = 4096 (128 of 132).
-    fn blocks(self, problem: &Problem, sm_count: u32) -> usize {
-        let (clusters, waves) = self.clusters(problem, sm_count);
+    fn band(self) -> u32 {
+        if self.cluster == 1 { BAND_ALONE } else { BAND }
+    }
+
+    /// As many blocks as need no more waves than all of them would: the others only draw power. 0.6% at M = 4096, K = 1024, N = 4096 (128 of 132).
+    fn blocks(self, problem: &Problem, division: Division, sm_count: u32) -> usize {
+        let clusters = self.rows(problem) * (division.wide + division.narrow);
+        let waves = clusters.div_ceil((sm_count / self.cluster).max(1) as usize).max(1);
         clusters.div_ceil(waves) * self.cluster as usize
+    }
+
+    /// The columns of z that the busiest block computes, tile row by tile row.
+    fn longest(self, problem: &Problem, division: Division, sm_count: u32) -> usize {
+        let blocks = self.blocks(problem, division, sm_count) / self.cluster as usize;
+        let (rows, columns) = (self.rows(problem), division.wide + division.narrow);
+        if division.narrow == 0 || rows * columns >= MANY {
+            let covered = rows * (division.wide * self.columns + division.narrow * NARROW);
+            let average = covered.div_ceil(blocks.max(1));
+            return if division.narrow == 0 { average.next_multiple_of(self.columns) } else { average };
+        }
+        // In the order of `TileOrder` of the kernel.
+        let mut load = vec![0; blocks];
+        let band = self.band() as usize;
+        let heights = (0..rows).step_by(band).map(|first| band.min(rows - first));
+        let tiles = heights.flat_map(|height| (0..columns).flat_map(move |column| (0..height).map(move |_| column)));
+        for (i, column) in tiles.enumerate() {
+            load[i % blocks] += if column < division.wide { self.columns } else { NARROW };
+        }
+        load.into_iter().max().unwrap_or(0)
+    }
+
+    /// Some narrow tiles at the end of a row, where that leaves the busiest block less to do, or nobody anything beyond z.
+    fn divide(self, problem: &Problem, sm_count: u32) -> Division {
+        let whole = Division { wide: problem.outputs.div_ceil(self.columns), narrow: 0 };
+        // The kernel with a bias has one width.
+        if self.columns == NARROW || problem.bias {
+            return whole;
+        }
+        let divisions = (0..=MOST_NARROW).map(|narrow| {
+            let rest = problem.outputs.saturating_sub(narrow * NARROW);
+            Division { wide: rest.div_ceil(self.columns), narrow }
+        });
+        let cost = |division: &Division| {
+            let covered = division.wide * self.columns + division.narrow * NARROW;
+            (self.longest(problem, *division, sm_count), covered)
+        };
+        divisions.min_by_key(cost).unwrap_or(whole)
     }
 }
 
@@ -48,6 +104,7 @@ struct ForwardParams {
     gate_bias: u64,
     up_bias: u64,
     with_z: u32,
+    wide: u32,
 }
 
 // SAFETY: plain data, laid out as the kernel's struct.
@@ -75,7 +132,7 @@ fn choose_tile(problem: &Problem, sm_count: u32, l2_bytes: usize) -> ForwardTile
     if operands <= l2_bytes / 2 {
         return ALONE;
     }
-    let cost = |tile: ForwardTile| tile.clusters(problem, sm_count).1 * tile.columns;
+    let cost = |tile: ForwardTile| tile.longest(problem, tile.divide(problem, sm_count), sm_count);
     if inputs >= LONG && cost(WIDE) * 100 <= cost(SHARING) * 101 { WIDE } else { SHARING }
 }
 
@@ -83,6 +140,7 @@ pub(crate) struct ForwardSm90 {
     plain: Kernel,
     saving: Kernel,
     tile: ForwardTile,
+    division: Division,
     problem: Problem,
     maps: LastMaps<ForwardCall, [TensorMap; 6]>,
 }
@@ -91,7 +149,15 @@ impl ForwardSm90 {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
         let tile = choose_tile(problem, gpu.info().sm_count, gpu.info().l2_bytes);
         let kernel = |save| load(gpu, &programs::forward_sm90(problem, save, tile));
-        Ok(Self { plain: kernel(false)?, saving: kernel(true)?, tile, problem: *problem, maps: LastMaps::new() })
+        let division = tile.divide(problem, gpu.info().sm_count);
+        Ok(Self {
+            plain: kernel(false)?,
+            saving: kernel(true)?,
+            tile,
+            division,
+            problem: *problem,
+            maps: LastMaps::new(),
+        })
     }
 
     /// x, gate weights, up weights, z, gate, up. Where 64 does not divide a tile, its columns are loaded and stored by 32.
@@ -123,10 +189,15 @@ impl ForwardSm90 {
         let Problem { rows, inputs, outputs, .. } = self.problem;
         let cluster = self.tile.cluster;
         let kernel = if call.saved.is_some() { &self.saving } else { &self.plain };
-        let shape = GemmShape::new(rows, outputs, inputs, if cluster == 1 { BAND_ALONE } else { BAND });
-        let config = launch_config(gpu.info(), self.tile.blocks(&self.problem, gpu.info().sm_count), cluster);
-        let params =
-            ForwardParams { gate_bias: call.bias[0], up_bias: call.bias[1], with_z: u32::from(call.z.address != 0) };
+        let shape = GemmShape::new(rows, outputs, inputs, self.tile.band());
+        let blocks = self.tile.blocks(&self.problem, self.division, gpu.info().sm_count);
+        let config = launch_config(gpu.info(), blocks, cluster);
+        let params = ForwardParams {
+            gate_bias: call.bias[0],
+            up_bias: call.bias[1],
+            with_z: u32::from(call.z.address != 0),
+            wide: self.division.wide as u32,
+        };
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { kernel.launch(stream, &config, &[&x, &w_gate, &w_up, &z, &gate, &up, &shape, &params]) }?)
     }
@@ -139,9 +210,29 @@ mod tests {
 
     #[test]
     fn no_block_is_there_for_less_than_the_others() {
-        let blocks = |tile: ForwardTile, m, n| tile.blocks(&Problem::new(m, 64, n, DType::Bf16), 132);
+        let blocks = |tile: ForwardTile, m, n| {
+            let problem = Problem::new(m, 64, n, DType::Bf16);
+            tile.blocks(&problem, tile.divide(&problem, 132), 132)
+        };
         assert_eq!((blocks(ALONE, 4096, 4096), blocks(ALONE, 129, 64)), (128, 2));
         assert_eq!((blocks(SHARING, 16_384, 4304), blocks(SHARING, 600, 40 * 64)), (132, 120), "pairs of tile rows");
+    }
+
+    #[test]
+    fn two_widths_divide_what_one_does_not() {
+        let divide = |tile: ForwardTile, m, n| {
+            let problem = Problem::new(m, 4096, n, DType::Bf16);
+            let division = tile.divide(&problem, 132);
+            (division.wide, division.narrow, tile.longest(&problem, division, 132))
+        };
+        assert_eq!(divide(WIDE, 8192, 14_336), (148, 2, 72 * 96 + 64), "73 of 96 columns otherwise");
+        assert_eq!(divide(WIDE, 8192, 11_008), (114, 1, 56 * 96), "as long, but no column beyond z");
+        assert_eq!(divide(SHARING, 8192, 14_336), (224, 0, 109 * 64));
+        assert_eq!((divide(WIDE, 1, 8), divide(WIDE, 300, 3096)), ((0, 1, 64), (31, 2, 96)));
+        let biased = Problem::new(8192, 4096, 14_336, DType::Bf16).with_bias(true);
+        assert_eq!(WIDE.divide(&biased, 132), Division { wide: 150, narrow: 0 });
+        let long = Problem::new(1 << 20, 4096, 14_336, DType::Bf16);
+        assert_eq!(WIDE.divide(&long, 132), Division { wide: 148, narrow: 2 }, "by what lies beyond z alone");
     }
 
     #[test]

@@ -143,13 +143,16 @@ fn operands_beyond_the_cache_work() {
     }
 }
 
-// Tiles of 96 columns on a device of 132 multiprocessors; the last rows, columns and stretch of the sums are partial.
+// Tiles of 96 columns on a device of 132 multiprocessors, and without a bias two of 64 at the end of a row; the last rows, columns and stretch of the sums are
+// partial.
 #[test]
 fn wide_tiles_agree() {
     let Some(gpu) = gpu() else { return };
     let wide = Case { size: [300, 2600, 3096], mode: Mode::Inference, ..PLAIN };
     check::<bf16, bf16>(&gpu, &Case { bias: true, gap: 8, ..wide }, false);
     check::<f16, f16>(&gpu, &Case { layout: Layout::Linear(Order::GateSecond), gate: Gate::GeluTanh, ..wide }, false);
+    check::<bf16, bf16>(&gpu, &Case { mode: Mode::InPlace, gap: 8, ..wide }, false);
+    check::<bf16, bf16>(&gpu, &Case { size: [300, 2600, 8], ..wide }, false);
     check::<f16, f16>(&gpu, &Case { layout: Layout::Separate, gate: Gate::Sigmoid, bias: true, ..wide }, false);
 }
 
