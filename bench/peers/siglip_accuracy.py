@@ -78,7 +78,7 @@ def main():
         truth = by_autograd(img, txt, torch.float64, loss)
         report(dtype, "ours", lambda: by_xtask(xtask, img, txt), truth)
         if dtype != torch.float32:
-            for route in ("fp8", "fp8-all"):
+            for route in ("fp8", "int8"):
                 report(dtype, f"ours, {route}", lambda: by_xtask(xtask, img, txt, route), truth)
         report(dtype, "torch eager", lambda: by_autograd(img, txt, dtype, loss), truth)
         report(dtype, "siglip-kernel 0.1.2", lambda: by_autograd(img, txt, dtype, peer("fused_siglip_loss")), truth)

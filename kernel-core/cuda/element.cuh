@@ -3,7 +3,7 @@
 #include "base.cuh"
 #include "ptx/math.cuh"
 
-enum class Kind { F32, F16, BF16, E4M3, E5M2_BY_E4M3 };
+enum class Kind { F32, F16, BF16, E4M3, S8, U8_BY_S8 };
 
 struct F32 {
   static constexpr Kind KIND = Kind::F32;
@@ -29,8 +29,23 @@ struct E4M3 {
   static constexpr Kind KIND = Kind::E4M3;
   typedef u8 Storage;
 };
-// A of e5m2, B of e4m3.
-struct E5M2ByE4M3 {
-  static constexpr Kind KIND = Kind::E5M2_BY_E4M3;
+// 8-bit integers, whose products add up in s32.
+struct S8 {
+  static constexpr Kind KIND = Kind::S8;
   typedef u8 Storage;
 };
+// A unsigned, B signed.
+struct U8ByS8 {
+  static constexpr Kind KIND = Kind::U8_BY_S8;
+  typedef u8 Storage;
+};
+
+// What sums of products are kept in.
+template <class E> constexpr bool INTEGER = E::KIND == Kind::S8 || E::KIND == Kind::U8_BY_S8;
+template <bool INTEGERS> struct SumsOf {
+  typedef float Type;
+};
+template <> struct SumsOf<true> {
+  typedef int Type;
+};
+template <class E> using Sum = typename SumsOf<INTEGER<E>>::Type;

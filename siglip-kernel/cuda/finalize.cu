@@ -35,7 +35,7 @@ struct ScaleParams {
   u32 parts, cols;
   GradientFactor factor;
   PositivePairs<ELEMENT> positives;
-  const int* exponent;  // `from` is that of 2^(*exponent + 15) times the sums (route fp8-all); null: of the sums
+  const float* units;  // [cols], whole vectors: what 1 is worth in each column of `from` (route int8); null: 1
 };
 
 // Four neighbours of a row, read or written at once.
@@ -54,7 +54,7 @@ DEV bool in_fours(const ScaleParams& params) {
 KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams params) {
   grid_dependency_wait();
   grid_dependency_launch();
-  const float factor = params.factor.load(), unit = params.exponent ? ldexpf(1.f, -15 - *params.exponent) : 1.f;  // 15: GAIN_LOG2<E5M2> of sigmoid.cuh
+  const float factor = params.factor.load();
   const u32 lane = threadIdx.x % WARP;
   const u64 warps = (u64)gridDim.x * (blockDim.x / WARP);
   const bool fours = in_fours(params);
@@ -71,14 +71,18 @@ KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams p
           const float4 more = *reinterpret_cast<const float4*>(from + part * params.part_stride + column);
           sums[0] += more.x, sums[1] += more.y, sums[2] += more.z, sums[3] += more.w;
         }
+        if (params.units) {
+          const float4 units = *reinterpret_cast<const float4*>(params.units + column);
+          sums[0] *= units.x, sums[1] *= units.y, sums[2] *= units.z, sums[3] *= units.w;
+        }
         Four out;
         if (pair.other) {
           const Four other = *reinterpret_cast<const Four*>(pair.other + column);
 #pragma unroll
-          for (u32 i = 0; i < 4; ++i) ELEMENT::store(out.at + i, fmaf(pair.q, ELEMENT::load(other.at + i), sums[i] * unit) * factor);
+          for (u32 i = 0; i < 4; ++i) ELEMENT::store(out.at + i, fmaf(pair.q, ELEMENT::load(other.at + i), sums[i]) * factor);
         } else
 #pragma unroll
-          for (u32 i = 0; i < 4; ++i) ELEMENT::store(out.at + i, sums[i] * unit * factor);
+          for (u32 i = 0; i < 4; ++i) ELEMENT::store(out.at + i, sums[i] * factor);
         *reinterpret_cast<Four*>(to + column) = out;
       }
       continue;
@@ -86,7 +90,7 @@ KERNEL __launch_bounds__(256) siglip_scale(const __grid_constant__ ScaleParams p
     for (u32 column = lane; column < params.cols; column += WARP) {
       float sum = from[column];
       for (u32 part = 1; part < params.parts; ++part) sum += from[part * params.part_stride + column];
-      sum *= unit;
+      if (params.units) sum *= params.units[column];
       ELEMENT::store(to + column, (pair.other ? fmaf(pair.q, ELEMENT::load(pair.other + column), sum) : sum) * factor);
     }
   }

@@ -1,4 +1,4 @@
-// The pairs that are kept out of the products (f32, and route fp8-all): row i of one side with row i + shift of the other.
+// The pairs that are kept out of the products (f32, and route int8): row i of one side with row i + shift of the other.
 #pragma once
 #include "element.cuh"
 

@@ -15,8 +15,8 @@
 // closes a run of n <= 96 pairs. Its relative error is at most n 2^-24 from the roundings, 2^-22 from ex2 and 1e-6 from log1p: below 1e-5 at any z.
 // lg2(1 + u) per pair would lose 1e-3 at z = -10, where u = 4.5e-5 is barely visible beside 1.
 //
-// Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals, and 1 for bf16; for e5m2 2^15, and positive pairs leave 0 in G. d_bias is the sum
-// of q and d_log_temp that of q x, both taken here in f32, before q is rounded.
+// Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals, and else 1. d_bias is the sum of q and d_log_temp that of q x, both
+// taken here in f32, before q is rounded. Unrounded q take the places of their dot products, and those of positive pairs, which are kept out of the gradient products, are 0 there.
 #pragma once
 #include "base.cuh"
 #include "element.cuh"
@@ -34,12 +34,9 @@ struct PairSums {
 template <class E> constexpr float GAIN_LOG2 = E::KIND == Kind::F16 ? 14.f : 0.f;
 template <class E> constexpr float GAIN = E::KIND == Kind::F16 ? 16384.f : 1.f;
 
-// G of e5m2: 3 significant bits, from 2^-29 (2^-31 with fewer) to 1.
-struct E5M2 {
-  static constexpr Kind KIND = Kind::E5M2_BY_E4M3;
+struct Unrounded {
+  static constexpr Kind KIND = Kind::F32;
 };
-template <> constexpr float GAIN_LOG2<E5M2> = 15.f;
-template <> constexpr float GAIN<E5M2> = 32768.f;
 
 struct PairConstants {
   static constexpr u32 ROWS = 1;  // of a lane that differ in their bias
@@ -77,7 +74,7 @@ struct FragmentPlace {
   int diagonal;    // a pair is positive when column - row == diagonal, both within the fragment
   int rows, cols;  // pairs at or beyond these do not exist
   u32 lane;
-  // Dot products of the block's positive pairs, or null: those given. With G of e5m2, in which a positive pair is 0, its q takes their place.
+  // Dot products of the block's positive pairs, or null: those given. Where q leave unrounded, that of the pair takes its place.
   float* positives = nullptr;
   u32 row = 0;  // of the block, where the fragment begins
 };
@@ -119,19 +116,14 @@ struct InShared {
 
 // Gradient fragments leave 16 columns at a time, as they come about: `put(i, packed)` takes the pairs of columns 16 * i + 8 * k + 2 * (lane % 4), packed[2 * k] of
 // row lane / 4 and packed[2 * k + 1] of row lane / 4 + 8.
-// Of e5m2, packed[half] of row lane / 4 + 8 * half holds columns 16 * i + 2 * (lane % 4), the next one, and those two 8 further on; and for the transpose packed[2 + k] of columns
-// 16 * i + 8 * k + 2 * (lane % 4) and the next one rows lane / 4 and 8 further on of either.
+// Unrounded ones as `put(j, q)`, as the dot products were.
 template <class E, class Put> DEV void put_pairs(const Put& put, u32 j, u32 (&packed)[4], const float (&q)[4]) {
-  if constexpr (E::KIND == Kind::E5M2_BY_E4M3) {
-    const u32 upper = pack_e5m2(q[0], q[1]), lower = pack_e5m2(q[2], q[3]);
-    packed[0] = j % 2 ? __byte_perm(packed[0], upper, 0x5410) : upper;
-    packed[1] = j % 2 ? __byte_perm(packed[1], lower, 0x5410) : lower;
-    packed[2 + j % 2] = __byte_perm(upper, lower, 0x5140);
-  } else {
+  if constexpr (E::KIND == Kind::F32) put(j, q);
+  else {
     packed[j % 2 * 2] = E::pack(q[0], q[1]);
     packed[j % 2 * 2 + 1] = E::pack(q[2], q[3]);
+    if (j % 2) put(j / 2, packed);
   }
-  if (j % 2) put(j / 2, packed);
 }
 
 // Sums of a fragment run in as many chains as leave registers for the rest: sum[e % CHAINS].
@@ -248,8 +240,9 @@ DEV void pairs_general(const X& x, const Put& put, PairSums& sums, const Constan
   if (SPECIAL && place.positives)
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
+      // By the lane alone whose pair it is: it may replace it.
       const int i = row + (int)half * 8, k = i + place.diagonal;
-      if (i < place.rows && k >= 0 && k < place.cols) exact[half] = place.positives[place.row + i];
+      if (i < place.rows && k >= 0 && k < min_of(place.cols, 2 * (int)N) && k % 8 / 2 == column / 2) exact[half] = place.positives[place.row + i];
     }
   u32 packed[4];
 #pragma unroll X::UNROLL
@@ -272,7 +265,7 @@ DEV void pairs_general(const X& x, const Put& put, PairSums& sums, const Constan
         q[e] = exists ? (positive ? -sigmoid : sigmoid) : 0.f;
         q_sum[e / 2 % ROWS] += q[e];
         if (exists) q_x_sum = fmaf(q[e], dot, q_x_sum);
-        if (SPECIAL && E::KIND == Kind::E5M2_BY_E4M3 && positive && exists) place.positives[place.row + i] = q[e] * (1.f / GAIN<E>), q[e] = 0.f;
+        if (SPECIAL && E::KIND == Kind::F32 && positive && exists) place.positives[place.row + i] = q[e], q[e] = 0.f;
       }
     }
     if constexpr (GRADIENT) put_pairs<E>(put, j, packed, q);
@@ -295,6 +288,26 @@ DEV void pairs_plain(const X& x, const Put& put, PairSums& sums, const Constants
   sums.faint = __all_sync(~0u, largest < FAINT_LOG2<N>);
   if (__all_sync(~0u, largest < QUIET_LOG2<N>)) pairs_quiet<E, GRADIENT, N>(x, put, sums, c);
   else pairs_general<E, GRADIENT, false, N>(x, put, sums, c, {});
+}
+
+// The same with unrounded q in the places of their dot products, so none is tried on trust.
+template <u32 N, class Constants> DEV void pairs_in_place(float* x, PairSums& sums, const Constants& c) {
+  const InRegisters dots{x};
+  const auto put = [&](u32 j, const float (&q)[4]) {
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) x[4 * j + e] = q[e];
+  };
+  const float largest = largest_logit<N>(dots, c);
+  if (__builtin_expect(__all_sync(~0u, largest < FAINT_LOG2<N>), 1)) pairs_faint<Unrounded, true, N>(dots, put, sums, c);
+  else if (__all_sync(~0u, largest < QUIET_LOG2<N>)) pairs_quiet<Unrounded, true, N>(dots, put, sums, c);
+  else pairs_general<Unrounded, true, false, N>(dots, put, sums, c, {});
+}
+template <u32 N, class Constants> DEV void pairs_special_in_place(float* x, PairSums& sums, const Constants& c, const FragmentPlace& place) {
+  const auto put = [&](u32 j, const float (&q)[4]) {
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) x[4 * j + e] = q[e];
+  };
+  pairs_general<Unrounded, true, true, N>(InRegisters{x}, put, sums, c, place);
 }
 
 // The same of a short fragment where there may be positives, and pairs that do not exist.

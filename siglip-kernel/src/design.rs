@@ -13,8 +13,8 @@ use crate::workspace::{Regions, pads};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Engine {
     Sm90,
-    /// All products of 8-bit operands.
-    Fp8All,
+    /// All products of 8-bit integers.
+    Int8,
     Portable,
     /// f32 units.
     F32,
@@ -33,10 +33,10 @@ impl Engine {
     fn limits(self, problem: &Problem, route: Route) -> Limits {
         let cols = if self == Engine::F32 { 16384 } else { usize::MAX };
         // Short launches lose more to their ends with wide tiles: low memory keeps to narrow ones, and so do small problems where positives take the long way
-        // through a wide tile, as with 8-bit operands (H200: up to 2% of a step).
+        // through a wide tile, as with FP8 operands (H200: up to 2% of a step).
         let wide = match self {
             Engine::Sm90 if route != Route::Fp8 => true,
-            Engine::Sm90 | Engine::Fp8All => problem.cols >= 32_768,
+            Engine::Sm90 => problem.cols >= 32_768,
             _ => false,
         };
         if route == Route::LowMemory {
@@ -44,7 +44,7 @@ impl Engine {
         }
         const SM90: usize = 5632 * 16384;
         let (elements, row_tiles) = match self {
-            Engine::Sm90 | Engine::Fp8All => {
+            Engine::Sm90 | Engine::Int8 => {
                 let elements = (problem.cols.saturating_mul(problem.dim) / 4).saturating_mul(7).clamp(SM90, 4 * SM90);
                 (elements, 88 * elements / SM90)
             }
@@ -58,7 +58,7 @@ impl Engine {
         match self {
             Engine::Portable => LogitsPortable::slots(info),
             Engine::F32 => PairsF32::slots(info),
-            Engine::Sm90 | Engine::Fp8All | Engine::Split => sm90_slots(info),
+            Engine::Sm90 | Engine::Int8 | Engine::Split => sm90_slots(info),
         }
     }
 
@@ -78,7 +78,7 @@ impl Engine {
             Engine::F32 => Gradient::InPlace,
             Engine::Split => Gradient::Direct,
             Engine::Sm90 if one_block && !pads(problem) => Gradient::Direct,
-            Engine::Sm90 | Engine::Fp8All | Engine::Portable => Gradient::Accumulated,
+            Engine::Sm90 | Engine::Int8 | Engine::Portable => Gradient::Accumulated,
         };
         (whole(blocks.cols >= problem.cols), whole(blocks.rows >= problem.rows))
     }
@@ -87,8 +87,8 @@ impl Engine {
     pub(crate) fn alignment(self, problem: &Problem) -> Alignment {
         match self {
             Engine::F32 | Engine::Split => Alignment::Start,
-            Engine::Sm90 | Engine::Fp8All | Engine::Portable if pads(problem) => Alignment::Element,
-            Engine::Sm90 | Engine::Fp8All | Engine::Portable => Alignment::Rows,
+            Engine::Sm90 | Engine::Int8 | Engine::Portable if pads(problem) => Alignment::Element,
+            Engine::Sm90 | Engine::Int8 | Engine::Portable => Alignment::Rows,
         }
     }
 }
@@ -120,16 +120,16 @@ fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Engine> {
         (Route::Portable | Route::LowMemory, DType::F32) => Ok(Engine::F32),
         (Route::Auto | Route::Chunked, DType::F32) if arch.has_wgmma() => Ok(Engine::Split),
         (Route::Auto | Route::Chunked, DType::F32) => Ok(Engine::F32),
-        (Route::Fp8 | Route::Fp8All, DType::F32) => {
-            let what = if route == Route::Fp8 { "route fp8" } else { "route fp8-all" };
+        (Route::Fp8 | Route::Int8, DType::F32) => {
+            let what = if route == Route::Fp8 { "route fp8" } else { "route int8" };
             Err(kernel_core::Error::DType { what, found: dtype, expected: "f16 or bf16".to_owned() }.into())
         }
-        (Route::Fp8 | Route::Fp8All, _) if !arch.has_wgmma() => Err(kernel_core::Error::UnsupportedDevice {
+        (Route::Fp8 | Route::Int8, _) if !arch.has_wgmma() => Err(kernel_core::Error::UnsupportedDevice {
             needs: format!("sm_90 (H100, H200) for route {route}"),
             found: arch.to_string(),
         }
         .into()),
-        (Route::Fp8All, _) => Ok(Engine::Fp8All),
+        (Route::Int8, _) => Ok(Engine::Int8),
         (Route::Auto | Route::Chunked | Route::LowMemory | Route::Fp8, DType::F16 | DType::Bf16)
             if arch.has_wgmma() =>
         {
@@ -176,8 +176,8 @@ impl Design {
         let low_memory = options.route == Route::LowMemory;
         let two_passes = low_memory && engine != Engine::F32;
         let route = match engine {
-            _ if matches!(options.route, Route::LowMemory | Route::Fp8 | Route::Fp8All) => options.route,
-            Engine::Sm90 | Engine::Fp8All | Engine::Split => Route::Chunked,
+            _ if matches!(options.route, Route::LowMemory | Route::Fp8 | Route::Int8) => options.route,
+            Engine::Sm90 | Engine::Int8 | Engine::Split => Route::Chunked,
             Engine::Portable | Engine::F32 => Route::Portable,
         };
         let sms = info.sm_count as usize;
@@ -259,7 +259,7 @@ pub(crate) mod tests {
             (hopper, DType::F32, Route::LowMemory, Engine::F32),
             (ada, DType::F32, Route::Auto, Engine::F32),
             (hopper, DType::F16, Route::Fp8, Engine::Sm90),
-            (hopper, DType::F16, Route::Fp8All, Engine::Fp8All),
+            (hopper, DType::F16, Route::Int8, Engine::Int8),
         ];
         for (arch, dtype, route, engine) in cases {
             assert_eq!(resolve(arch, dtype, route).unwrap(), engine, "{arch:?} {dtype} {route}");

@@ -31,7 +31,7 @@
 //! | | flop | device memory beside inputs and gradients |
 //! |---|---|---|
 //! | loss | 2·N·M·D | as below: a plan is made for both calls |
-//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (on Hopper, when [`Chunk::Auto`] chooses, at most 185 MB, or 3.5·M·D bytes up to 738 MB if that is more; what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them; `Fp8` a byte more an input element, `Fp8All` two, and f32 sums of both gradients always |
+//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (on Hopper, when [`Chunk::Auto`] chooses, at most 185 MB, or 3.5·M·D bytes up to 738 MB if that is more; what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them; `Fp8` a byte more an input element, `Int8` two, and f32 sums of both gradients always |
 //!
 //! f32 on Hopper takes three times the flop on tensor cores, and both inputs once more for their planes, D rounded up to 64 there; its blocks are 268 MB at most.
 //!
@@ -46,7 +46,7 @@
 //! | [`Chunked`](Route::Chunked) | f32 | sm_90 (H100, H200) | the same at f32 accuracy: every operand as two f16 planes, three products for one |
 //! | [`Portable`](Route::Portable) | f16, bf16 | sm_80 and newer | `mma.sync` with the same epilogue, gradient products by cuBLASLt |
 //! | [`Fp8`](Route::Fp8) | f16, bf16 | sm_90 | as `Chunked`, with logits from inputs rounded to e4m3: an approximation, never chosen by itself |
-//! | [`Fp8All`](Route::Fp8All) | f16, bf16 | sm_90 | all three products of negative pairs in FP8 by own kernels, positive pairs exact: a coarser approximation, never chosen by itself |
+//! | [`Int8`](Route::Int8) | f16, bf16 | sm_90 | all three products of negative pairs in 8-bit integers by own kernels, positive pairs exact: an approximation, never chosen by itself |
 //! | [`Portable`](Route::Portable) | f32 | sm_80 and newer | cuBLASLt in true f32 (no TF32), one pass for loss and q |
 //! | [`LowMemory`](Route::LowMemory) | all | sm_80 and newer | 16-bit: a second pass with texts as rows instead of f32 sums for them, or for half of them; f32: as `Portable`; all: small blocks |
 //!
@@ -71,10 +71,12 @@
 //!   and bias, nothing is lost: 1.7e-3 either way for B = 8,192 in bf16. Where negatives near the positives matter, it is: on real sentence
 //!   embeddings 6e-3 beside 2.1e-3 at a temperature of 10, and 2.3e-2 beside 2.0e-3 at 30. FP8 sums keep 14 bits as well: a dot product whose terms mostly
 //!   have one sign loses up to 2^-10 of itself for every 32 features.
-//! * [`Fp8All`](Route::Fp8All) has negative pairs in FP8 throughout; positive pairs are computed from the rows as they are and added last, in f32. Logits are those of rows in e4m3, of the
-//!   texts less their mean, whose part is exact. In the gradient products rows are in e4m3 and q in e5m2, scaled by 2¹⁵: 3 significant bits, down to logits of −20. The sums of these products are
-//!   rounded to f32 every 256 terms. At SigLIP's initial temperature and bias, for unit rows of D = 768 in random directions in bf16, gradients are off by 1.69e-3 where `Auto` is by 1.66e-3 (B = 8,192), and by
-//!   2.1e-3 where it is by 1.65e-3 (B = 65,536); on real sentence embeddings by 4.7e-3 beside 2.1e-3 at a temperature of 10, and by 2.3e-2 beside 2.0e-3 at 30.
+//! * [`Int8`](Route::Int8) has negative pairs in 8-bit integers throughout, whose products are summed exactly; positive pairs are computed from the rows as they are and added last, in f32. A
+//!   row x of images, or of texts less their mean, is s·n with s = max|x| / 127, n rounded, so an element is off by s / 2 at most; an image's product with the mean is exact. For unit rows of
+//!   D = 768 in random directions a logit is then off by 4e-4 · exp(log_temp) in the mean square. In the gradient products q of 128 negative pairs of a row (for texts, of a column) is s·n with
+//!   s = max q / 255, and a feature of the rows has a scale of 127 likewise: dL/d img of a row is off by ½ max q / 255 · |txt| and ½ q · max|feature| / 127 a pair at most, and without a
+//!   common sign. At SigLIP's initial temperature and bias, for unit rows of D = 768 in random directions in bf16, gradients are off by 1.66e-3, as `Auto` is (B = 8,192), and by 1.70e-3 beside
+//!   1.66e-3 (B = 65,536); on real sentence embeddings by 1.8e-3 beside 2.1e-3 at a temperature of 10, as positives keep all their bits, and by 4.2e-3 beside 2.0e-3 at 30.
 //! * A NaN in device memory reaches the loss, and so does an infinity, but for a logit of +∞ at a positive pair or −∞ at another, whose loss is 0.
 //! * The same plan, or another of equal problem, options and device, gives the same bits on every run. Where cuBLASLt multiplies (see "Routes"), that
 //!   is as long as its version is the same; on Hopper in 16 bits, whether it is installed decides who multiplies. That it is there and fails is an error.

@@ -7,13 +7,13 @@ use kernel_core::{Element, Gpu, Region, Scalar, ScalarArg, VectorViewMut, Worksp
 
 use crate::design::{Design, Engine as Kind, Gradient, Pass};
 use crate::engines::{
-    At, Call, Engine, F32Engine, Fp8AllAt, Fp8AllEngine, Fp8At, Planes, PortableEngine, Sm90Engine, SplitEngine,
+    At, Call, Engine, F32Engine, Fp8At, Int8At, Int8Engine, Int8SideAt, Planes, PortableEngine, Sm90Engine, SplitEngine,
 };
 use crate::error::Result;
 use crate::io::{Inputs, Outputs};
-use crate::kernels::{EXPONENTS, Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
+use crate::kernels::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};
 use crate::problem::{Options, Problem, Route};
-use crate::workspace::{FP8_GROUP, Regions, fp8_stride, gain_log2, padded_dim, pads};
+use crate::workspace::{BYTE_GROUP, Int8Side, Regions, byte_stride, gain_log2, padded_dim, pads};
 use passes::Spare;
 
 /// Everything decided ahead for one problem on one device: kernels, block size, workspace.
@@ -74,7 +74,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `Shape` for a
-    /// [`Chunk::Workspace`](crate::Chunk::Workspace) that no block fits, `DType` for [`Route::Fp8`] and [`Route::Fp8All`] with f32, `UnsupportedDevice` before compute
+    /// [`Chunk::Workspace`](crate::Chunk::Workspace) that no block fits, `DType` for [`Route::Fp8`] and [`Route::Int8`] with f32, `UnsupportedDevice` before compute
     /// capability 8.0 and for those elsewhere than on Hopper, `MissingLibrary` without NVRTC, and without cuBLASLt where no kernel stands in for it
     /// (in 16 bits on Hopper one does), `Cublas` or `Unsupported` for a cuBLASLt that cannot multiply here, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
@@ -83,7 +83,7 @@ impl Plan {
         let engine = |pass: &Pass| -> Result<Box<dyn Engine>> {
             Ok(match design.engine {
                 Kind::Sm90 => Box::new(Sm90Engine::new(gpu, pass, design.route == Route::Fp8, design.gradients(pass))?),
-                Kind::Fp8All => Box::new(Fp8AllEngine::new(gpu, pass)?),
+                Kind::Int8 => Box::new(Int8Engine::new(gpu, pass)?),
                 Kind::Portable => Box::new(PortableEngine::new(gpu, &pass.problem)?),
                 Kind::F32 => Box::new(F32Engine::new(gpu, problem.dim)?),
                 Kind::Split => Box::new(SplitEngine::new(gpu, &pass.problem, pass.blocks)?),
@@ -205,7 +205,7 @@ impl Plan {
             Some(Gradient::Direct | Gradient::Finished) => {}
             Some(Gradient::Accumulated | Gradient::InPlace) => {
                 let positives = call.positives_of_texts(0, problem.rows);
-                self.scale(&call, call.d_txt, d_txt, problem.cols, positives, self.exponent(&call, 0))?;
+                self.scale(&call, call.d_txt, d_txt, problem.cols, positives, self.units(&call.int8.img))?;
             }
             None => {
                 self.narrow(&call, d_txt, summed)?;
@@ -248,8 +248,15 @@ impl Plan {
             let to_txt = self.design.cols_gradient().map(|to| self.place(to, self.regions.d_txt, txt));
             (self.place(to_img, self.regions.d_rows, img), to_txt.unwrap_or_default())
         });
-        // That of route fp8-all is with the exponents of its rows, which only the device knows.
-        let gain = if self.design.engine == Kind::Fp8All { 1.0 } else { f64::from(gain_log2(problem.dtype)).exp2() };
+        // G of route int8 has scales instead.
+        let gain = if self.design.engine == Kind::Int8 { 1.0 } else { f64::from(gain_log2(problem.dtype)).exp2() };
+        let int8_side = |side: &Int8Side, rows: usize| Int8SideAt {
+            copy: at(side.copy, byte_stride(problem)),
+            transposed: at(side.transposed, rows.next_multiple_of(BYTE_GROUP)),
+            row_scales: self.workspace.ptr(side.row_scales),
+            col_scales: self.workspace.ptr(side.col_scales),
+            partial_peaks: self.workspace.ptr(side.partial_peaks),
+        };
         let mut call = Call {
             stream: gpu.stream(),
             info: gpu.info(),
@@ -282,7 +289,7 @@ impl Plan {
             sums: self.workspace.ptr(self.regions.sums),
             positive: match self.design.engine {
                 Kind::F32 | Kind::Split => self.workspace.ptr(self.regions.positive),
-                Kind::Fp8All => self.workspace.ptr(self.regions.fp8.positives),
+                Kind::Int8 => self.workspace.ptr(self.regions.int8.positives),
                 Kind::Sm90 | Kind::Portable => 0,
             },
             planes: match self.design.engine {
@@ -293,21 +300,24 @@ impl Plan {
                     txt_inverse: self.workspace.ptr(self.regions.txt_inverse),
                     g_inverse: self.workspace.ptr(self.regions.g_inverse),
                 },
-                Kind::Sm90 | Kind::Fp8All | Kind::Portable | Kind::F32 => Planes::default(),
+                Kind::Sm90 | Kind::Int8 | Kind::Portable | Kind::F32 => Planes::default(),
             },
             fp8: Fp8At {
-                img: at(self.regions.fp8.img, fp8_stride(problem)),
-                txt: at(self.regions.fp8.txt, fp8_stride(problem)),
+                img: at(self.regions.fp8.img, byte_stride(problem)),
+                txt: at(self.regions.fp8.txt, byte_stride(problem)),
                 peaks: self.workspace.ptr(self.regions.fp8.peaks),
                 exponents: self.workspace.ptr(self.regions.fp8.exponents),
                 positives: self.workspace.ptr(self.regions.fp8.positives),
-                all: (self.design.engine == Kind::Fp8All).then(|| Fp8AllAt {
-                    img_transposed: at(self.regions.fp8.img_transposed, problem.rows.next_multiple_of(FP8_GROUP)),
-                    txt_transposed: at(self.regions.fp8.txt_transposed, problem.cols.next_multiple_of(FP8_GROUP)),
-                    partial_sums: self.workspace.ptr(self.regions.fp8.partial_sums),
-                    mean: self.workspace.ptr(self.regions.fp8.mean),
-                    terms: self.workspace.ptr(self.regions.fp8.terms),
-                }),
+            },
+            int8: Int8At {
+                img: int8_side(&self.regions.int8.img, problem.rows),
+                txt: int8_side(&self.regions.int8.txt, problem.cols),
+                partial_sums: self.workspace.ptr(self.regions.int8.partial_sums),
+                mean: self.workspace.ptr(self.regions.int8.mean),
+                terms: self.workspace.ptr(self.regions.int8.terms),
+                positives: self.workspace.ptr(self.regions.int8.positives),
+                g_scales: self.workspace.ptr(self.regions.int8.g_scales),
+                transpose_scales: self.workspace.ptr(self.regions.int8.transpose_scales),
             },
             cublas: self.workspace.ptr(self.regions.cublas),
             counters: self.workspace.ptr(self.regions.counters),
@@ -334,10 +344,9 @@ impl Plan {
         Ok(to)
     }
 
-    /// Of the factor that sums over rows of images (`texts` 0) or of texts (1) carry beside G's gain, where they do.
-    fn exponent(&self, call: &Call<'_>, texts: usize) -> u64 {
-        let at = texts * (EXPONENTS - 1);
-        if self.design.engine == Kind::Fp8All { call.fp8.exponents + (at * size_of::<i32>()) as u64 } else { 0 }
+    /// What 1 is worth in each column of sums over rows of `side`, where it is not 1.
+    fn units(&self, side: &Int8SideAt) -> u64 {
+        if self.design.engine == Kind::Int8 { side.col_scales } else { 0 }
     }
 
     /// Queues `rows` rows of gradients from their accumulators.
@@ -348,7 +357,7 @@ impl Plan {
         to: At,
         rows: usize,
         positives: PositivePairs,
-        exponent: u64,
+        units: u64,
     ) -> Result<()> {
         let Sums { at: from, parts, part_rows } = from.into();
         let params = ScaleParams {
@@ -362,7 +371,7 @@ impl Plan {
             cols: self.design.images.problem.dim as u32,
             factor: call.factor,
             positives,
-            exponent,
+            units,
         };
         // SAFETY: accumulators and outputs hold `rows` rows.
         unsafe { self.finalize.scale(call.stream, call.info, params) }

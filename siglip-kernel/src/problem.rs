@@ -121,15 +121,15 @@ pub enum Route {
     /// `Chunked` with the logits of negative pairs from inputs rounded to e4m3, for f16 and bf16 on Hopper: less time, more memory (a byte an input
     /// element), and an approximation, whose size stands under "Numerics" on the crate's page. Never chosen by `Auto`.
     Fp8,
-    /// All three products of negative pairs in FP8, the positive pairs exact, for f16 and bf16 on Hopper: least time, two bytes more memory an input element, f32 sums of both gradients however few the blocks, and a
-    /// coarser approximation than `Fp8`, whose size stands there too. Never chosen by `Auto`.
-    Fp8All,
+    /// All three products of negative pairs in 8-bit integers, the positive pairs exact, for f16 and bf16 on Hopper: least time, two bytes more memory an input element, f32 sums of both
+    /// gradients however few the blocks, and an approximation, nearer than `Fp8` where negatives matter, whose size stands there too. Never chosen by `Auto`.
+    Int8,
 }
 
 impl Route {
     /// Every route.
     pub const ALL: [Route; 6] =
-        [Route::Auto, Route::Chunked, Route::Portable, Route::LowMemory, Route::Fp8, Route::Fp8All];
+        [Route::Auto, Route::Chunked, Route::Portable, Route::LowMemory, Route::Fp8, Route::Int8];
 }
 
 impl fmt::Display for Route {
@@ -140,7 +140,7 @@ impl fmt::Display for Route {
             Route::Portable => "portable",
             Route::LowMemory => "low-memory",
             Route::Fp8 => "fp8",
-            Route::Fp8All => "fp8-all",
+            Route::Int8 => "int8",
         })
     }
 }

@@ -9,6 +9,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("factor.cuh", include_str!("../cuda/factor.cuh")),
     ("plane_scale.cuh", include_str!("../cuda/plane_scale.cuh")),
     ("positives.cuh", include_str!("../cuda/positives.cuh")),
+    ("rows.cuh", include_str!("../cuda/rows.cuh")),
     ("scalars.cuh", include_str!("../cuda/scalars.cuh")),
     ("sigmoid.cuh", include_str!("../cuda/sigmoid.cuh")),
     ("sigmoid_f32.cuh", include_str!("../cuda/sigmoid_f32.cuh")),
@@ -26,8 +27,8 @@ macro_rules! program {
 }
 
 program!(LOGITS_SM90, "logits_sm90");
-program!(LOGITS_FP8, "logits_fp8");
-program!(GRADIENT_FP8, "gradient_fp8");
+program!(LOGITS_INT8, "logits_int8");
+program!(GRADIENT_INT8, "gradient_int8");
 program!(GRADIENT_SM90, "gradient_sm90");
 program!(FUSED_SM90, "fused_sm90");
 program!(LOGITS_PORTABLE, "logits_portable");
@@ -37,6 +38,7 @@ program!(LOGITS_SPLIT, "logits_split");
 program!(GRADIENT_SPLIT, "gradient_split");
 program!(FINALIZE, "finalize");
 program!(QUANTIZE_FP8, "quantize_fp8");
+program!(QUANTIZE_INT8, "quantize_int8");
 
 /// Blocks of a cluster share the text tile in the loss-only kernel, where that is 10% faster at narrow bands; with gradients it makes no difference
 /// (H200).
@@ -61,26 +63,22 @@ pub(crate) fn logits_sm90(dtype: DType, gradient: bool, fp8: bool, columns: usiz
     }
 }
 
-/// Of route fp8-all. `columns`: as of [`logits_sm90`].
-pub(crate) fn logits_fp8(gradient: bool, columns: usize) -> Variant {
+/// Of route int8.
+pub(crate) fn logits_int8(gradient: bool) -> Variant {
     Variant {
-        program: &LOGITS_FP8,
-        entry: "siglip_logits_fp8",
-        defines: vec![
-            ("WITH_GRADIENT", flag(gradient)),
-            ("CLUSTER_SIZE", logits_cluster(gradient).to_string()),
-            ("COLUMNS", columns.to_string()),
-        ],
+        program: &LOGITS_INT8,
+        entry: "siglip_logits_int8",
+        defines: vec![("WITH_GRADIENT", flag(gradient)), ("CLUSTER_SIZE", logits_cluster(gradient).to_string())],
         hot: true,
         min_arch: Some("sm_90a"),
     }
 }
 
-/// Both gradient products of route fp8-all. `columns`: of a tile, 128 or 192.
-pub(crate) fn gradient_fp8(columns: usize) -> Variant {
+/// Both gradient products of route int8. `columns`: of a tile, 128 or 192.
+pub(crate) fn gradient_int8(columns: usize) -> Variant {
     Variant {
-        program: &GRADIENT_FP8,
-        entry: "siglip_gradient_fp8",
+        program: &GRADIENT_INT8,
+        entry: "siglip_gradient_int8",
         defines: vec![("COLUMNS", columns.to_string())],
         hot: true,
         min_arch: Some("sm_90a"),
@@ -177,7 +175,7 @@ pub(crate) fn finalize(dtype: DType, entry: &'static str) -> Variant {
     }
 }
 
-/// `entry`: one of [`QUANTIZE_ENTRIES`].
+/// `entry`: one of [`FP8_ENTRIES`].
 pub(crate) fn quantize_fp8(dtype: DType, entry: &'static str) -> Variant {
     Variant {
         program: &QUANTIZE_FP8,
@@ -188,15 +186,15 @@ pub(crate) fn quantize_fp8(dtype: DType, entry: &'static str) -> Variant {
     }
 }
 
+/// `entry`: one of [`INT8_ENTRIES`].
+pub(crate) fn quantize_int8(dtype: DType, entry: &'static str) -> Variant {
+    Variant { program: &QUANTIZE_INT8, entry, ..quantize_fp8(dtype, entry) }
+}
+
 /// In the order of their launches.
-const QUANTIZE_ENTRIES: [&str; 6] = [
-    "siglip_fp8_sums",
-    "siglip_fp8_mean",
-    "siglip_fp8_peaks",
-    "siglip_fp8_quantize",
-    "siglip_fp8_transpose",
-    "siglip_fp8_terms",
-];
+const FP8_ENTRIES: [&str; 3] = ["siglip_fp8_peaks", "siglip_fp8_quantize", "siglip_fp8_positives"];
+const INT8_ENTRIES: [&str; 4] =
+    ["siglip_int8_columns", "siglip_int8_means", "siglip_int8_rows", "siglip_int8_transpose"];
 
 /// Every kernel that this crate can launch.
 pub fn variants() -> Vec<Variant> {
@@ -219,12 +217,11 @@ pub fn variants() -> Vec<Variant> {
         for gradient in [false, true] {
             all.push(logits_portable(dtype, gradient));
         }
-        for entry in QUANTIZE_ENTRIES {
-            all.push(quantize_fp8(dtype, entry));
-        }
+        all.extend(FP8_ENTRIES.map(|entry| quantize_fp8(dtype, entry)));
+        all.extend(INT8_ENTRIES.map(|entry| quantize_int8(dtype, entry)));
     }
-    all.extend([logits_fp8(false, NARROW), logits_fp8(true, NARROW), logits_fp8(true, WIDE)]);
-    all.extend([128, 192].map(gradient_fp8));
+    all.extend([false, true].map(logits_int8));
+    all.extend([128, 192].map(gradient_int8));
     for on in [false, true] {
         all.push(pairs_f32(on));
         all.push(logits_split(on));

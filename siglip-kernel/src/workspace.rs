@@ -5,7 +5,7 @@ use kernel_core::{DType, DeviceInfo, Layout, Region};
 use crate::blocks::TILE;
 use crate::design::{Design, Engine, Gradient};
 use crate::engines::{block_scales, side_elements};
-use crate::kernels::{EXPONENTS, FusedSm90, MEAN_SLICES, QuantizeFp8, SUMS_PER_WARP};
+use crate::kernels::{EXPONENTS, FusedSm90, QuantizeFp8, SLICES, SUMS_PER_WARP};
 use crate::problem::{Problem, Route};
 
 /// What cuBLASLt may use for one product.
@@ -16,13 +16,13 @@ pub(crate) fn padded_dim(problem: &Problem) -> usize {
     problem.dim.next_multiple_of(8)
 }
 
-/// Bytes between rows of e4m3 copies, as TMA addresses them.
-pub(crate) fn fp8_stride(problem: &Problem) -> usize {
+/// Bytes between rows of copies in 8 bits, as TMA addresses them.
+pub(crate) fn byte_stride(problem: &Problem) -> usize {
     problem.dim.next_multiple_of(16)
 }
 
 /// Rows of one side, or of a block, come in whole groups of this many where they lie along a row of bytes: their order within a group is the kernels'.
-pub(crate) const FP8_GROUP: usize = 16;
+pub(crate) const BYTE_GROUP: usize = 16;
 
 /// Whether 16-bit inputs are copied to padded rows first.
 pub(crate) fn pads(problem: &Problem) -> bool {
@@ -37,28 +37,62 @@ pub(crate) fn gain_log2(dtype: DType) -> f32 {
     }
 }
 
-/// What the routes fp8 and fp8-all compute from; from `img_transposed` to `mean`, and the terms, only fp8-all.
+/// What route fp8 computes from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fp8Regions {
-    /// e4m3 copies of the inputs, rows [`fp8_stride`] bytes apart.
+    /// e4m3 copies of the inputs, rows [`byte_stride`] apart.
     pub(crate) img: Region,
     pub(crate) txt: Region,
-    /// The same transposed, rows padded to whole groups.
-    pub(crate) img_transposed: Region,
-    pub(crate) txt_transposed: Region,
-    pub(crate) partial_sums: Region,
-    pub(crate) mean: Region,
     pub(crate) peaks: Region,
     pub(crate) exponents: Region,
-    pub(crate) terms: Region,
-    /// The exact dot product of each image row's positive pair; on route fp8-all its q thereafter.
+    /// The exact dot product of each image row's positive pair.
     pub(crate) positives: Region,
+}
+
+/// What route int8 computes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Int8Regions {
+    pub(crate) img: Int8Side,
+    pub(crate) txt: Int8Side,
+    pub(crate) partial_sums: Region,
+    pub(crate) mean: Region,
+    pub(crate) terms: Region,
+    /// The exact dot product of each image row's positive pair less the terms, and its q thereafter.
+    pub(crate) positives: Region,
+    /// Of a block of G, and of its transpose.
+    pub(crate) g_scales: Region,
+    pub(crate) transpose_scales: Region,
+}
+
+/// Of images or of texts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Int8Side {
+    /// A copy of the input, rows [`byte_stride`] apart.
+    pub(crate) copy: Region,
+    /// The same transposed, rows padded to whole groups.
+    pub(crate) transposed: Region,
+    pub(crate) row_scales: Region,
+    pub(crate) col_scales: Region,
+    pub(crate) partial_peaks: Region,
+}
+
+impl Int8Side {
+    fn layout(layout: &mut Layout, rows: usize, problem: &Problem) -> Self {
+        let dim = if rows == 0 { 0 } else { padded_dim(problem) };
+        Self {
+            copy: layout.take(rows.saturating_mul(byte_stride(problem))),
+            transposed: layout.take(rows.next_multiple_of(BYTE_GROUP).saturating_mul(dim)),
+            row_scales: layout.take_elements::<f32>(rows.next_multiple_of(2)),
+            col_scales: layout.take_elements::<f32>(dim),
+            partial_peaks: layout.take_elements::<u32>(SLICES as usize * dim),
+        }
+    }
 }
 
 /// The regions of a plan's workspace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Regions {
-    /// One block of G (for f32: of dot products, or G's two planes; on route fp8-all, in bytes, G and its transpose), whole tiles.
+    /// One block of G (for f32: of dot products, or G's two planes; on route int8, in bytes, G and its transpose), whole tiles.
     pub(crate) g: Region,
     /// f32 accumulators of one row chunk `[chunk, dim padded]` and of all text rows `[cols, dim padded]`, where they are needed.
     /// `d_rows` is next to G: fused launches take both for G while the sums lie elsewhere.
@@ -77,6 +111,7 @@ pub(crate) struct Regions {
     pub(crate) txt_inverse: Region,
     pub(crate) g_inverse: Region,
     pub(crate) fp8: Fp8Regions,
+    pub(crate) int8: Int8Regions,
     pub(crate) cublas: Region,
     /// By which blocks of a fused launch wait for each other; zero between launches.
     pub(crate) counters: Region,
@@ -102,9 +137,11 @@ impl Regions {
             false => when(pads(problem), rows.saturating_mul(dim * problem.dtype.size_bytes())),
         };
         let scales = |elements: usize| if split { elements } else { 0 };
-        let (fp8, all) = (matches!(design.route, Route::Fp8 | Route::Fp8All), design.engine == Engine::Fp8All);
-        let quantised = |rows: usize| when(fp8, rows.saturating_mul(fp8_stride(problem)));
-        let transposed = |rows: usize| when(all, rows.next_multiple_of(FP8_GROUP).saturating_mul(dim));
+        let (fp8, int8) = (design.route == Route::Fp8, design.engine == Engine::Int8);
+        let quantised = |rows: usize| when(fp8, rows.saturating_mul(byte_stride(problem)));
+        let when_int8 = |elements: usize| if int8 { elements } else { 0 };
+        // One for each row, or column, of every tile.
+        let tile_scales = when_int8(most(&|pass| pass.blocks.area() / TILE));
         let sums = design.engine.slots(info) * SUMS_PER_WARP;
         let regions = Self {
             g: layout.take(most(&|pass| pass.blocks.area().saturating_mul(problem.dtype.size_bytes()))),
@@ -125,14 +162,19 @@ impl Regions {
             fp8: Fp8Regions {
                 img: layout.take(quantised(problem.rows)),
                 txt: layout.take(quantised(problem.cols)),
-                img_transposed: layout.take(transposed(problem.rows)),
-                txt_transposed: layout.take(transposed(problem.cols)),
-                partial_sums: layout.take_elements::<f32>(if all { MEAN_SLICES as usize * dim } else { 0 }),
-                mean: layout.take_elements::<f32>(if all { dim } else { 0 }),
                 peaks: layout.take_elements::<f32>(if fp8 { QuantizeFp8::peaks(info) } else { 0 }),
                 exponents: layout.take_elements::<i32>(if fp8 { EXPONENTS } else { 0 }),
                 positives: layout.take_elements::<f32>(if fp8 { problem.rows } else { 0 }),
-                terms: layout.take_elements::<f32>(if all { problem.rows } else { 0 }),
+            },
+            int8: Int8Regions {
+                img: Int8Side::layout(&mut layout, when_int8(problem.rows), problem),
+                txt: Int8Side::layout(&mut layout, when_int8(problem.cols), problem),
+                partial_sums: layout.take_elements::<f32>(when_int8(SLICES as usize * dim)),
+                mean: layout.take_elements::<f32>(when_int8(dim)),
+                terms: layout.take_elements::<f32>(when_int8(problem.rows)),
+                positives: layout.take_elements::<f32>(when_int8(problem.rows)),
+                g_scales: layout.take_elements::<f32>(tile_scales),
+                transpose_scales: layout.take_elements::<f32>(tile_scales),
             },
             cublas: layout.take(when(matches!(design.engine, Engine::Portable | Engine::F32), CUBLAS_BYTES)),
             counters: layout.take_elements::<u32>(most(&|pass| {

@@ -38,12 +38,6 @@ DEV u32 pack_f16(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
-// In the low half.
-DEV u32 pack_e5m2(float low, float high) {
-  u16 r;
-  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
-  return r;
-}
 DEV float bf16_to_float(u16 x) { return __uint_as_float((u32)x << 16); }
 DEV float f16_to_float(u16 x) {
   float r;

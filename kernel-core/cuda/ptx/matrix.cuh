@@ -16,11 +16,9 @@ DEV void store_matrix_x4(u32 shared, u32 r0, u32 r1, u32 r2, u32 r3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
                ::"r"(shared), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");
 }
-DEV void store_matrix_x2(u32 shared, u32 r0, u32 r1) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(shared), "r"(r0), "r"(r1) : "memory");
-}
-DEV void store_matrix_x2_transposed(u32 shared, u32 r0, u32 r1) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(shared), "r"(r0), "r"(r1) : "memory");
+DEV void store_matrix_x4_transposed(u32 shared, u32 r0, u32 r1, u32 r2, u32 r3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+               ::"r"(shared), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");
 }
 #endif
 

@@ -27,15 +27,19 @@ template <u32 N> DEV void tie(float (&d)[N]) {
 #pragma unroll
   for (u32 i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+template <u32 N> DEV void tie(int (&d)[N]) {
+#pragma unroll
+  for (u32 i = 0; i < N; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
 
-#define ACC_8(d, i)                                                                                            \
-  "+f"(d[(i) + 0]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3]), "+f"(d[(i) + 4]), "+f"(d[(i) + 5]), \
-      "+f"(d[(i) + 6]), "+f"(d[(i) + 7])
-#define ACC_64(d, i)                                                                                             \
-  ACC_8(d, (i)), ACC_8(d, (i) + 8), ACC_8(d, (i) + 16), ACC_8(d, (i) + 24), ACC_8(d, (i) + 32), ACC_8(d, (i) + 40), \
-      ACC_8(d, (i) + 48), ACC_8(d, (i) + 56)
-#define ACC_96(d, i) ACC_64(d, i), ACC_8(d, (i) + 64), ACC_8(d, (i) + 72), ACC_8(d, (i) + 80), ACC_8(d, (i) + 88)
-#define ACC_128(d, i) ACC_64(d, i), ACC_64(d, (i) + 64)
+#define ACC_8(C, d, i) \
+  C(d[(i) + 0]), C(d[(i) + 1]), C(d[(i) + 2]), C(d[(i) + 3]), C(d[(i) + 4]), C(d[(i) + 5]), C(d[(i) + 6]), C(d[(i) + 7])
+#define ACC_64(C, d, i)                                                                                                         \
+  ACC_8(C, d, (i)), ACC_8(C, d, (i) + 8), ACC_8(C, d, (i) + 16), ACC_8(C, d, (i) + 24), ACC_8(C, d, (i) + 32), ACC_8(C, d, (i) + 40), \
+      ACC_8(C, d, (i) + 48), ACC_8(C, d, (i) + 56)
+#define ACC_96(C, d, i) \
+  ACC_64(C, d, i), ACC_8(C, d, (i) + 64), ACC_8(C, d, (i) + 72), ACC_8(C, d, (i) + 80), ACC_8(C, d, (i) + 88)
+#define ACC_128(C, d, i) ACC_64(C, d, i), ACC_64(C, d, (i) + 64)
 #define REG_64 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
@@ -52,19 +56,25 @@ template <u32 N> DEV void tie(float (&d)[N]) {
 #define WGMMA(SHAPE, TYPES, SUMS, A, B, ADD, LAYOUTS, ...)                                                                        \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ADD ", 0;\n"                                                                  \
                "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES " {" REG_##SUMS "}, %" A ", %" B ", p, 1, 1" LAYOUTS ";\n}"  \
-               : ACC_##SUMS(d, OFFSET) : "l"(a), "l"(b), "r"((u32)accumulate) __VA_ARGS__)
+               : ACC_##SUMS("+f", d, OFFSET) : "l"(a), "l"(b), "r"((u32)accumulate) __VA_ARGS__)
+// The same of 8-bit integers.
+#define WGMMA_INTEGERS(SHAPE, TYPES, SUMS, A, B, ADD)                                                                   \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ADD ", 0;\n"                                                        \
+               "wgmma.mma_async.sync.aligned." SHAPE ".s32." TYPES " {" REG_##SUMS "}, %" A ", %" B ", p;\n}"            \
+               : ACC_##SUMS("+r", d, OFFSET) : "l"(a), "l"(b), "r"((u32)accumulate))
 #define WGMMA_16(TYPE, COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B) \
   WGMMA("m64n" COLUMNS "k16", TYPE "." TYPE, SUMS, A, B, ADD, ", %" MN_OF_A ", %" MN_OF_B, , "n"(A_MN), "n"(B_MN))
 #define WGMMA_OF(COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B)                                          \
   if constexpr (E::KIND == Kind::BF16) WGMMA_16("bf16", COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B);   \
   else if constexpr (E::KIND == Kind::F16) WGMMA_16("f16", COLUMNS, SUMS, A, B, ADD, MN_OF_A, MN_OF_B); \
   else if constexpr (E::KIND == Kind::E4M3) WGMMA("m64n" COLUMNS "k32", "e4m3.e4m3", SUMS, A, B, ADD, ""); \
-  else WGMMA("m64n" COLUMNS "k32", "e5m2.e4m3", SUMS, A, B, ADD, "")
+  else if constexpr (E::KIND == Kind::S8) WGMMA_INTEGERS("m64n" COLUMNS "k32", "s8.s8", SUMS, A, B, ADD);  \
+  else WGMMA_INTEGERS("m64n" COLUMNS "k32", "u8.s8", SUMS, A, B, ADD)
 
 // d[OFFSET .. OFFSET + WIDTH / 2] = (accumulate ? itself : 0) + A (64 x 32 bytes of K) * B (32 bytes of K x WIDTH), WIDTH 128, 192 or 256.
 // A_MN / B_MN: the operand is stored MN-major (16-bit types only).
 template <u32 WIDTH, class E, u32 OFFSET, bool A_MN, bool B_MN, u32 N>
-DEV void m64(float (&d)[N], u64 a, u64 b, bool accumulate) {
+DEV void m64(Sum<E> (&d)[N], u64 a, u64 b, bool accumulate) {
   static_assert(WIDTH == 128 || WIDTH == 192 || WIDTH == 256, "no such instruction here");
   static_assert(OFFSET + WIDTH / 2 <= N, "accumulators out of range");
   static_assert(sizeof(typename E::Storage) == 2 || (!A_MN && !B_MN), "8-bit operands are K-major");
@@ -78,6 +88,7 @@ DEV void m64(float (&d)[N], u64 a, u64 b, bool accumulate) {
 }
 #undef WGMMA_OF
 #undef WGMMA_16
+#undef WGMMA_INTEGERS
 #undef WGMMA
 #undef REG_128
 #undef REG_96

@@ -1,20 +1,22 @@
 // The Hopper GEMM mainloop: persistent and warp-specialised.
 //
-// One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each compute 128 (64 ROUNDED) x TILE_N outputs:
+// One producer warpgroup keeps a ring of STAGES shared-memory stages full by TMA; two consumer warpgroups each compute 128 (64 SCALED) x TILE_N outputs:
 //   PING_PONG    each owns a whole tile of 128 x TILE_N, and they take turns on the tensor cores, so that one's epilogue runs under the other's
 //                mainloop: for short K or a long epilogue;
 //   COOPERATIVE  they share a tile of 256 x TILE_N, upper and lower half: a quarter less traffic into shared memory, the epilogue exposed: for long K;
-//   ROUNDED      they share a tile of 128 x TILE_N, upper and lower half, and add its sums up in f32 registers every ROUNDED_BYTES along K: for long sums of
-//                8-bit operands, of which tensor cores keep 14 bits, and truncate.
+//   SCALED       they share a tile of 128 x TILE_N, upper and lower half, and every 128 bytes along K take its sums times a scale of their row into sums in f32
+//                registers: for 8-bit integers whose scale differs along K.
 // What happens to a finished tile is the Epilogue's business:
 //
 //   struct Epilogue {
 //     DEV void begin();                                               // once, when the results of earlier launches may be read
-//     DEV void tile(float (&acc)[ACC], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, origin of its 128 (64 ROUNDED) x TILE_N in the output
+//     DEV void tile(float (&acc)[ACC], u32 m0, u32 n0, u32 staging);  // one consumer warpgroup, origin of its 128 (64 SCALED) x TILE_N in the output; sums of
+//                                                                     // integers are int (SCALED: float)
+//     DEV void scales(float (&of)[2], u32 m0, u32 k);                 // SCALED alone: of rows m0 + 16 * warp + lane / 4 and 8 further on, of 128 bytes of K from k on
 //     DEV void finish();                                              // once, after the consumer's last tile
 //   };
 //
-// Accumulators of a thread: acc[TILE_N / 2 * half + 4 * j + e] is row 64 * half + 16 * warp + lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2 (ROUNDED:
+// Accumulators of a thread: acc[TILE_N / 2 * half + 4 * j + e] is row 64 * half + 16 * warp + lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2 (SCALED:
 // half 0 alone).
 #pragma once
 #include "base.cuh"
@@ -29,7 +31,7 @@
 // How an operand lies in memory: K_MAJOR has K contiguous ([M, K] or [N, K]), MN_MAJOR has M or N contiguous ([K, M] or [K, N]).
 enum class Major { K, MN };
 
-enum class Schedule { PING_PONG, COOPERATIVE, ROUNDED };
+enum class Schedule { PING_PONG, COOPERATIVE, SCALED };
 
 struct GemmShape {
   u32 m, n, k;               // of this launch
@@ -66,12 +68,12 @@ template <class E_, Major A_MAJOR, Major B_MAJOR, Schedule SCHEDULE, u32 CLUSTER
           u32 CONSUMER_REGISTERS = TILE_N_ == 192 ? 240 : 232, bool SUMS_DIE = false>
 struct Mainloop {
   typedef E_ E;
-  static constexpr bool PING_PONG = SCHEDULE == Schedule::PING_PONG, ROUNDED = SCHEDULE == Schedule::ROUNDED, A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
+  static constexpr bool PING_PONG = SCHEDULE == Schedule::PING_PONG, SCALED = SCHEDULE == Schedule::SCALED, A_MN = A_MAJOR == Major::MN, B_MN = B_MAJOR == Major::MN;
   static constexpr u32 CLUSTER = CLUSTER_, STAGING_BYTES = STAGING_BYTES_, CONSUMERS = 2, THREADS = (1 + CONSUMERS) * WARPGROUP;
-  static constexpr u32 TILE_M = PING_PONG || ROUNDED ? 128 : 256, TILE_N = TILE_N_, CONSUMER_M = ROUNDED ? 64 : 128;
+  static constexpr u32 TILE_M = PING_PONG || SCALED ? 128 : 256, TILE_N = TILE_N_, CONSUMER_M = SCALED ? 64 : 128;
   static_assert(TILE_N == 128 || TILE_N == 192, "no such instruction here");
   static constexpr u32 ACC = TILE_N * CONSUMER_M / 128;  // accumulators of a thread
-  static constexpr u32 ROUNDED_BYTES = 256;
+  static_assert(!SCALED || INTEGER<E>, "scales are for integers");
   static constexpr u32 PRODUCER_REGISTERS = THREADS / WARPGROUP * 168 - CONSUMERS * CONSUMER_REGISTERS;  // a launch gives every thread 168
   static constexpr u32 TILE_K = 128 / sizeof(typename E::Storage);  // a row of a stage is 128 bytes
   static constexpr u32 HALF_BYTES = 64 * 128, A_BYTES = TILE_M * 128, B_BYTES = TILE_N * 128;
@@ -193,14 +195,14 @@ struct Mainloop {
 
   // Queues CONSUMER_M x TILE_N += one stage; both operands as rows (or columns) of the stage, B in boxes of BOX columns where N is contiguous.
   // WIDTH: columns of the tile, no more than TILE_N.
-  template <bool MN_A, bool MN_B, u32 BOX = 64, u32 WIDTH = TILE_N> static DEV void multiply_stage(float (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
+  template <bool MN_A, bool MN_B, u32 BOX = 64, u32 WIDTH = TILE_N> static DEV void multiply_stage(Sum<E> (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
     const u64 da = descriptor<MN_A>(from_a), da_low = descriptor<MN_A>(from_a + HALF_BYTES), db = descriptor<MN_B, BOX>(from_b);
     wgmma::fence();
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {  // four instructions along K cover the 128 bytes of a stage
       const bool add = accumulate || i != 0;
       wgmma::m64<WIDTH, E, 0, MN_A, MN_B>(acc, da + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
-      if constexpr (!ROUNDED) wgmma::m64<WIDTH, E, ACC / 2, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
+      if constexpr (!SCALED) wgmma::m64<WIDTH, E, ACC / 2, MN_A, MN_B>(acc, da_low + i * STEP<MN_A>, db + i * STEP<MN_B, BOX>, add);
     }
     wgmma::commit();
   }
@@ -268,7 +270,7 @@ struct Mainloop {
     RingPlace at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
     if (PING_PONG && consumer == 1) at.skip(k_blocks, STAGES), t += grid;
-    float acc[ACC];
+    Sum<E> acc[ACC];
 #pragma unroll 1
     for (; t < order.count(); t += TURNS * grid, ++turns) {
       const TileOrder::Tile tile = order.at(t);
@@ -285,18 +287,24 @@ struct Mainloop {
         multiply_stage<A_MN, B_MN, SourceB::BOX>(acc, a + stage * A_BYTES + (PING_PONG ? 0 : consumer * (CONSUMER_M * 128)), b + stage * B_BYTES, k != 0);
       };
       const auto free = [&](u32 stage) { release(stage, thread); };
-      const auto close = [&](float (&values)[ACC]) {
-        const u32 m0 = (tile.row * CLUSTER + rank) * TILE_M + (PING_PONG ? 0 : consumer * CONSUMER_M);
-        epilogue.tile(values, m0, source_b.column(tile.col), staging + consumer * STAGING_BYTES);
-      };
-      if constexpr (ROUNDED) {
+      const auto first_row = [&] { return (tile.row * CLUSTER + rank) * TILE_M + (PING_PONG ? 0 : consumer * CONSUMER_M); };
+      const auto close = [&](auto& values) { epilogue.tile(values, first_row(), source_b.column(tile.col), staging + consumer * STAGING_BYTES); };
+      if constexpr (SCALED) {
         float sum[ACC] = {};
 #pragma unroll 1
-        for (u32 k = 0; k < k_blocks; k += ROUNDED_BYTES / 128) {
-          walk_stages<true>(at, STAGES, full, min_of(ROUNDED_BYTES / 128, k_blocks - k), multiply, free);
+        for (u32 k = 0; k < k_blocks; ++k) {
+          float scale[2];
+          epilogue.scales(scale, first_row(), k * TILE_K);
+          mbarrier::wait(full + 8 * at.stage, at.parity);
+          // Consumers queue their products in turn: both at once would be done at once, and no products under the additions.
+          if (consumer == 1 || k != 0 || turns != 0) named_barrier(1 + consumer, CONSUMERS * WARPGROUP);
+          multiply(at.stage, 0);
+          if (consumer == 0 || k + 1 < k_blocks || t + grid < order.count()) named_barrier_arrive(1 + (consumer ^ 1), CONSUMERS * WARPGROUP);
+          wgmma::wait<0>();
+          free(at.next(STAGES).stage);
           wgmma::tie(acc);
 #pragma unroll
-          for (u32 i = 0; i < ACC; ++i) sum[i] += acc[i];
+          for (u32 i = 0; i < ACC; ++i) sum[i] = fmaf((float)acc[i], scale[i / 2 % 2], sum[i]);
         }
         close(sum);
       } else {

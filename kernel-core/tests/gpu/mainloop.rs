@@ -6,6 +6,7 @@ use kernel_core::cudarc::driver::DevicePtr;
 use kernel_core::sm90::{GemmShape, MatrixAt, launch_config};
 use kernel_core::{Arch, Error, MapType, Program, Result, TensorMap};
 
+use self::Elements::{Bf16, E4M3, S8, U8ByS8};
 use crate::support::{gpu, noise, skip};
 
 static MAINLOOP: Program = Program {
@@ -22,13 +23,18 @@ struct Store {
   const GemmShape& shape;
   u32 warp, lane;
   DEV void begin() {}
-  DEV void tile(float (&acc)[Loop::ACC], u32 m0, u32 n0, u32) {
+  // 2 to the row's and the group's numbers, at most 3 of either.
+  DEV void scales(float (&of)[2], u32 m0, u32 k) const {
+    const u32 row = m0 + warp * 16 + lane / 4, group = k / Loop::TILE_K;
+    for (u32 i = 0; i < 2; ++i) of[i] = (float)(1 << ((row + 8 * i) % 4 + group % 4));
+  }
+  template <class Sums> DEV void tile(const Sums& acc, u32 m0, u32 n0, u32) {
 #pragma unroll
     for (u32 i = 0; i < Loop::ACC; ++i) {
       const u32 half = i / (COLUMNS / 2), at = i % (COLUMNS / 2), matrix = at % RUN / (RUN / 2);
       const u32 row = m0 + half * 64 + warp * 16 + lane / 4 + i % 4 / 2 * 8;
       const u32 column = n0 + at / RUN * RUN + at % (RUN / 2) / 4 * 8 + lane % 4 * 2 + i % 2;
-      if (row < shape.m && column < shape.n) out[((u64)matrix * shape.m + row) * shape.n + column] = acc[i];
+      if (row < shape.m && column < shape.n) out[((u64)matrix * shape.m + row) * shape.n + column] = (float)acc[i];
     }
   }
   DEV void finish() {}
@@ -51,12 +57,20 @@ product(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b
 enum Schedule {
     PingPong,
     Cooperative,
-    Rounded,
+    Scaled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Elements {
+    Bf16,
+    E4M3,
+    S8,
+    /// A unsigned, B signed.
+    U8ByS8,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
-    dtype: MapType,
     /// Whether M (N) is contiguous, not K.
     a_mn: bool,
     b_mn: bool,
@@ -66,33 +80,35 @@ struct Case {
     /// Two of them lie side by side in a tile.
     matrices: usize,
     dying_sums: bool,
-    /// A is e5m2, not e4m3.
-    e5m2: bool,
+    elements: Elements,
 }
 
 const CASES: &[Case] = &[
-    case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 128),
-    case(MapType::Bf16, [true, true], Schedule::PingPong, 1, 128),
-    case(MapType::Bf16, [false, true], Schedule::PingPong, 2, 128),
-    case(MapType::Bf16, [false, false], Schedule::PingPong, 2, 192),
-    case(MapType::Bf16, [true, true], Schedule::PingPong, 1, 192),
-    case(MapType::U8, [false, false], Schedule::PingPong, 2, 128),
-    case(MapType::U8, [false, false], Schedule::PingPong, 1, 192),
-    case(MapType::Bf16, [false, true], Schedule::Cooperative, 1, 128),
-    case(MapType::Bf16, [true, false], Schedule::Cooperative, 2, 128),
-    case(MapType::U8, [false, false], Schedule::Cooperative, 1, 128),
-    case(MapType::U8, [false, false], Schedule::Rounded, 1, 128),
-    Case { e5m2: true, ..case(MapType::U8, [false, false], Schedule::Rounded, 1, 192) },
-    Case { dying_sums: true, ..case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 192) },
-    Case { matrices: 2, ..case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 128) },
-    Case { matrices: 2, ..case(MapType::Bf16, [false, true], Schedule::PingPong, 2, 128) },
-    Case { matrices: 2, ..case(MapType::Bf16, [false, false], Schedule::PingPong, 1, 192) },
-    Case { matrices: 2, ..case(MapType::Bf16, [false, true], Schedule::PingPong, 1, 192) },
+    case(Bf16, [false, false], Schedule::PingPong, 1, 128),
+    case(Bf16, [true, true], Schedule::PingPong, 1, 128),
+    case(Bf16, [false, true], Schedule::PingPong, 2, 128),
+    case(Bf16, [false, false], Schedule::PingPong, 2, 192),
+    case(Bf16, [true, true], Schedule::PingPong, 1, 192),
+    case(E4M3, [false, false], Schedule::PingPong, 2, 128),
+    case(E4M3, [false, false], Schedule::PingPong, 1, 192),
+    case(Bf16, [false, true], Schedule::Cooperative, 1, 128),
+    case(Bf16, [true, false], Schedule::Cooperative, 2, 128),
+    case(E4M3, [false, false], Schedule::Cooperative, 1, 128),
+    case(S8, [false, false], Schedule::PingPong, 2, 128),
+    Case { dying_sums: true, ..case(S8, [false, false], Schedule::PingPong, 1, 128) },
+    case(S8, [false, false], Schedule::Cooperative, 1, 128),
+    case(U8ByS8, [false, false], Schedule::PingPong, 1, 192),
+    case(U8ByS8, [false, false], Schedule::Scaled, 1, 128),
+    case(U8ByS8, [false, false], Schedule::Scaled, 1, 192),
+    Case { dying_sums: true, ..case(Bf16, [false, false], Schedule::PingPong, 1, 192) },
+    Case { matrices: 2, ..case(Bf16, [false, false], Schedule::PingPong, 1, 128) },
+    Case { matrices: 2, ..case(Bf16, [false, true], Schedule::PingPong, 2, 128) },
+    Case { matrices: 2, ..case(Bf16, [false, false], Schedule::PingPong, 1, 192) },
+    Case { matrices: 2, ..case(Bf16, [false, true], Schedule::PingPong, 1, 192) },
 ];
 
-/// `U8` stands for FP8.
-const fn case(dtype: MapType, [a_mn, b_mn]: [bool; 2], schedule: Schedule, cluster: u32, columns: usize) -> Case {
-    Case { dtype, a_mn, b_mn, schedule, cluster, columns, matrices: 1, dying_sums: false, e5m2: false }
+const fn case(elements: Elements, [a_mn, b_mn]: [bool; 2], schedule: Schedule, cluster: u32, columns: usize) -> Case {
+    Case { elements, a_mn, b_mn, schedule, cluster, columns, matrices: 1, dying_sums: false }
 }
 
 impl Case {
@@ -111,18 +127,33 @@ impl Case {
     }
 
     fn element(&self) -> &'static str {
-        match (self.dtype, self.e5m2) {
-            (MapType::U8, true) => "E5M2ByE4M3",
-            (MapType::U8, false) => "E4M3",
-            _ => "BF16",
+        match self.elements {
+            Bf16 => "BF16",
+            E4M3 => "E4M3",
+            S8 => "S8",
+            U8ByS8 => "U8ByS8",
         }
+    }
+
+    fn dtype(&self) -> MapType {
+        if self.elements == Bf16 { MapType::Bf16 } else { MapType::U8 }
+    }
+
+    /// What A holds where the test has `x`, -2 to 2.
+    fn of_a(&self, x: i32) -> i32 {
+        if self.elements == U8ByS8 { 100 * (x + 2) / 4 * 2 } else { x }
+    }
+
+    /// What the sums over K of row i are times, at k.
+    fn scale(&self, row: usize, k: usize) -> i32 {
+        if self.schedule == Schedule::Scaled { 1 << (row % 4 + k / 128 % 4) } else { 1 }
     }
 
     fn form(&self) -> &'static str {
         match self.schedule {
             Schedule::PingPong => "PING_PONG",
             Schedule::Cooperative => "COOPERATIVE",
-            Schedule::Rounded => "ROUNDED",
+            Schedule::Scaled => "SCALED",
         }
     }
 
@@ -147,10 +178,11 @@ impl Case {
             } else {
                 value(row, col)
             };
-            match self.dtype {
-                MapType::U8 if first && self.e5m2 => bytes.push([0xc0u8, 0xbc, 0x00, 0x3c, 0x40][(x + 2) as usize]),
-                MapType::U8 => bytes.push([0xc0u8, 0xb8, 0x00, 0x38, 0x40][(x + 2) as usize]),
-                _ => bytes.extend(bf16::from_f32(x as f32).to_bits().to_le_bytes()),
+            let x = if first { self.of_a(x) } else { x };
+            match self.elements {
+                E4M3 => bytes.push([0xc0u8, 0xb8, 0x00, 0x38, 0x40][(x + 2) as usize]),
+                S8 | U8ByS8 => bytes.push(x as u8),
+                Bf16 => bytes.extend(bf16::from_f32(x as f32).to_bits().to_le_bytes()),
             }
         }
         (bytes, [rows, cols, stride])
@@ -167,7 +199,7 @@ impl Case {
     }
 
     fn map(&self, address: u64, [rows, cols, row_stride]: [usize; 3], mn: bool, extent: usize) -> Result<TensorMap> {
-        let matrix = MatrixAt { address, dtype: self.dtype, rows, cols, row_stride };
+        let matrix = MatrixAt { address, dtype: self.dtype(), rows, cols, row_stride };
         if mn { matrix.boxes([extent, 64]) } else { matrix.k_major_rows(extent) }
     }
 }
@@ -193,9 +225,10 @@ fn every_form_multiplies_exactly() {
     let (m, n, k) = (700, 600, 1100);
     let numbers: Vec<i32> = noise((m + 2 * n) * k, 5).into_iter().map(|x| (x * 2.49).round() as i32).collect();
     let at = |row: usize| &numbers[row * k..][..k];
-    let product = |i: usize, j: usize| at(i).iter().zip(at(m + j)).map(|(a, b)| a * b).sum::<i32>() as f32;
-    // The second matrix' outputs behind the first's.
-    let expected: Vec<f32> = (0..2 * m * n).map(|i| product(i / n % m, i / (m * n) * n + i % n)).collect();
+    let product = |case: &Case, i: usize, j: usize| -> f32 {
+        let term = |(k, (a, b)): (usize, (&i32, &i32))| case.of_a(*a) * b * case.scale(i, k);
+        at(i).iter().zip(at(m + j)).enumerate().map(term).sum::<i32>() as f32
+    };
     for case in CASES {
         let kernel = match gpu.kernel(&MAINLOOP, "product", &case.defines()) {
             Ok(kernel) => kernel,
@@ -219,7 +252,9 @@ fn every_form_multiplies_exactly() {
             // SAFETY: the maps describe the operands, `out` holds m * n sums of each matrix, and all outlive the launch.
             unsafe { kernel.launch(gpu.stream(), &config, &[&map_a, &map_b, &map_b2, &shape, &to]).unwrap() };
         }
-        for (i, (found, expected)) in gpu.download(&out).unwrap().iter().zip(&expected).enumerate() {
+        for (i, found) in gpu.download(&out).unwrap().into_iter().enumerate() {
+            // The second matrix' outputs behind the first's.
+            let expected = product(case, i / n % m, i / (m * n) * n + i % n);
             assert_eq!(found, expected, "{case:?}: matrix {}, row {}, column {}", i / (m * n), i / n % m, i % n);
         }
     }

@@ -2,13 +2,15 @@
 //! blocking, no reordering. What the parallel versions, the GPU kernels and the finite differences are checked against.
 
 mod fp8;
+mod int8;
 mod maxsim;
 mod siglip;
 mod swiglu;
 
-pub use fp8::{e4m3, e4m3_matrix, e5m2, fp8_logit_rows};
+pub use fp8::{e4m3, e4m3_matrix};
+pub use int8::{int8_columns, int8_factors, int8_logit_rows, int8_rows};
 pub use maxsim::{MaxsimSide, maxsim, maxsim_backward};
-pub use siglip::{SiglipResult, SiglipScalars, siglip, siglip_fp8, siglip_fp8_all, siglip_loss};
+pub use siglip::{SiglipResult, SiglipScalars, siglip, siglip_fp8, siglip_int8, siglip_loss};
 pub use swiglu::{MlpResult, SwigluLayer, SwigluResult, mlp, mlp_backward, swiglu, swiglu_backward};
 
 use crate::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! The SigLIP loss, plainly.
 
-use super::{add_scaled, dot, e4m3_matrix, e5m2, exactly, fp8_logit_rows, sigmoid};
+use super::{add_scaled, dot, e4m3_matrix, exactly, int8_columns, int8_factors, int8_logit_rows, sigmoid};
 use crate::error::Result;
 use crate::host::positive;
 use crate::siglip::{Positives, SiglipParams};
@@ -94,7 +94,7 @@ pub fn siglip_loss(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars
 /// # Errors
 /// As [`siglip_loss`].
 pub fn siglip(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars) -> Result<SiglipResult> {
-    with_negatives(img, txt, [(img, txt); 2], |q| q, dim, scalars)
+    with_negatives(img, txt, [(img, txt); 2], |_, _, q| [q; 2], dim, scalars)
 }
 
 /// The same with the logits of negative pairs from both matrices as [`e4m3_matrix`] rounds them. Gradients multiply the rows as they are. `kept`: what
@@ -104,35 +104,41 @@ pub fn siglip(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars) -> 
 /// As [`siglip_loss`].
 pub fn siglip_fp8(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars, kept: f64) -> Result<SiglipResult> {
     let images: Vec<f64> = e4m3_matrix(img).into_iter().map(|x| x * kept).collect();
-    with_negatives(img, txt, [(&images, &e4m3_matrix(txt)), (img, txt)], |q| q, dim, scalars)
+    with_negatives(img, txt, [(&images, &e4m3_matrix(txt)), (img, txt)], |_, _, q| [q; 2], dim, scalars)
 }
 
-/// The same with negative pairs as route fp8-all has them: their logits from [`fp8_logit_rows`], and in the gradients both matrices as [`e4m3_matrix`] rounds them, times factors that
-/// are rounded too, as [`e5m2`] of 2^15 of them. `kept`: what is left of each of the dot products of rounded rows, 1 for exact sums; tensor cores drop low bits of FP8 sums as they add.
+/// The same with negative pairs as route int8 has them: their logits from [`int8_logit_rows`], and in the gradients both matrices as [`int8_columns`] rounds them, times factors as
+/// [`int8_factors`] rounds them, by rows for images and by columns for texts. `kept`: what is left of each of the dot products of rounded rows, 1 for what they are.
 ///
 /// # Errors
 /// As [`siglip_loss`].
-pub fn siglip_fp8_all(
-    img: &[f64],
-    txt: &[f64],
-    dim: usize,
-    scalars: &SiglipScalars,
-    kept: f64,
-) -> Result<SiglipResult> {
+pub fn siglip_int8(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars, kept: f64) -> Result<SiglipResult> {
     positive("columns of img", dim)?;
-    exactly("img", img, &[img.len() / dim, dim])?;
-    let (mut of_images, of_texts) = fp8_logit_rows(img, txt, dim);
+    let (n, m) = (img.len() / dim, txt.len() / dim);
+    exactly("img", img, &[n, dim])?;
+    exactly("txt", txt, &[m, dim])?;
+    let (mut of_images, of_texts) = int8_logit_rows(img, txt, dim);
     of_images.chunks_mut(dim + 1).for_each(|row| row[..dim].iter_mut().for_each(|x| *x *= kept));
-    let rounded = (&*e4m3_matrix(img), &*e4m3_matrix(txt));
-    with_negatives(img, txt, [(&of_images, &of_texts), rounded], |q| e5m2(q * 32768.0) / 32768.0, dim, scalars)
+    let logits = (&*of_images, &*of_texts);
+    let (mut rows, mut columns) = (vec![0.0; n * m], vec![0.0; n * m]);
+    pairs(img, txt, logits, dim, scalars, |i, j, y, _, z| {
+        let q = if y > 0.0 { 0.0 } else { sigmoid(z) };
+        (rows[i * m + j], columns[j * n + i]) = (q, q);
+    })?;
+    let rounded = |g: &[f64], length: usize| -> Vec<f64> {
+        g.chunks(length.max(1)).flat_map(|row| int8_factors(row, 0)).collect()
+    };
+    let (rows, columns) = (rounded(&rows, m), rounded(&columns, n));
+    let products = (&*int8_columns(img, dim), &*int8_columns(txt, dim));
+    with_negatives(img, txt, [logits, products], |i, j, _| [rows[i * m + j], columns[j * n + i]], dim, scalars)
 }
 
-/// `logits`, `gradients`: the rows that are multiplied for negative pairs; `factor`: what of dL/dz of such a pair gradients take.
+/// `logits`, `gradients`: the rows that are multiplied for negative pairs; `factors(i, j, q)`: what gradients of images and of texts take of dL/dz of such a pair.
 fn with_negatives(
     img: &[f64],
     txt: &[f64],
     [logits, gradients]: [(&[f64], &[f64]); 2],
-    factor: impl Fn(f64) -> f64,
+    factors: impl Fn(usize, usize, f64) -> [f64; 2],
     dim: usize,
     scalars: &SiglipScalars,
 ) -> Result<SiglipResult> {
@@ -147,9 +153,9 @@ fn with_negatives(
         let scale = scalars.upstream / batch;
         d_log_temp += q * scale * scaled;
         d_bias += q * scale;
-        let (q, (a, b)) = if y > 0.0 { (q, (img, txt)) } else { (factor(q), gradients) };
-        add_scaled(&mut d_img[i * dim..][..dim], q * scale * temperature, &b[j * dim..][..dim]);
-        add_scaled(&mut d_txt[j * dim..][..dim], q * scale * temperature, &a[i * dim..][..dim]);
+        let ([of_img, of_txt], (a, b)) = if y > 0.0 { ([q; 2], (img, txt)) } else { (factors(i, j, q), gradients) };
+        add_scaled(&mut d_img[i * dim..][..dim], of_img * scale * temperature, &b[j * dim..][..dim]);
+        add_scaled(&mut d_txt[j * dim..][..dim], of_txt * scale * temperature, &a[i * dim..][..dim]);
     })?;
     Ok(SiglipResult { loss: loss / batch, d_img, d_txt, d_log_temp, d_bias })
 }

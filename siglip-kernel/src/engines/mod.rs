@@ -1,14 +1,14 @@
 //! How one block is computed, per route. An engine queues work and decides nothing: blocks, buffers and order come from the plan.
 
 mod f32;
-mod fp8_all;
 mod gemms;
+mod int8;
 mod portable;
 mod sm90;
 mod split;
 
 pub(crate) use f32::F32Engine;
-pub(crate) use fp8_all::Fp8AllEngine;
+pub(crate) use int8::Int8Engine;
 pub(crate) use portable::PortableEngine;
 pub(crate) use sm90::Sm90Engine;
 pub(crate) use split::{Planes, SplitEngine, block_scales, side_elements};
@@ -18,7 +18,9 @@ use kernel_core::{DeviceInfo, ScalarArg};
 
 use crate::blocks::Block;
 use crate::error::Result;
-use crate::kernels::{GradientFactor, PositivePairs, QuantizeParams, QuantizeSide, ReduceParams};
+use crate::kernels::{
+    GradientFactor, PositivePairs, QuantizeInt8Params, QuantizeInt8Side, QuantizeParams, QuantizeSide, ReduceParams,
+};
 use crate::problem::Problem;
 use crate::workspace::padded_dim;
 
@@ -36,7 +38,7 @@ impl At {
     }
 }
 
-/// What the routes fp8 and fp8-all compute from; null on the others.
+/// What route fp8 computes from; null on the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Fp8At {
     pub(crate) img: At,
@@ -44,19 +46,31 @@ pub(crate) struct Fp8At {
     pub(crate) peaks: u64,
     pub(crate) exponents: u64,
     pub(crate) positives: u64,
-    pub(crate) all: Option<Fp8AllAt>,
 }
 
-/// What route fp8-all has beside that.
+/// What route int8 computes from; null on the others.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Fp8AllAt {
-    /// The copies for the gradient products, rows along them.
-    pub(crate) img_transposed: At,
-    pub(crate) txt_transposed: At,
+pub(crate) struct Int8At {
+    pub(crate) img: Int8SideAt,
+    pub(crate) txt: Int8SideAt,
     pub(crate) partial_sums: u64,
     pub(crate) mean: u64,
     /// By image row.
     pub(crate) terms: u64,
+    pub(crate) positives: u64,
+    pub(crate) g_scales: u64,
+    pub(crate) transpose_scales: u64,
+}
+
+/// Of images or of texts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Int8SideAt {
+    pub(crate) copy: At,
+    /// The copy for the gradient products, rows along it.
+    pub(crate) transposed: At,
+    pub(crate) row_scales: u64,
+    pub(crate) col_scales: u64,
+    pub(crate) partial_peaks: u64,
 }
 
 /// The addresses and scalars of one call. `d_img` and `d_txt` are null in a call without gradients, where `g` is only used for f32 (for dot products).
@@ -88,11 +102,12 @@ pub(crate) struct Call<'a> {
     /// Of the last block of a step.
     pub(crate) scalars: ReduceParams,
     pub(crate) sums: u64,
-    /// q of positive pairs by image row, where they are kept out of the products; else 0. On route fp8-all their dot products until then.
+    /// q of positive pairs by image row, where they are kept out of the products; else 0. On route int8 their dot products until then.
     pub(crate) positive: u64,
     /// Of f32 on Hopper, else null.
     pub(crate) planes: Planes,
     pub(crate) fp8: Fp8At,
+    pub(crate) int8: Int8At,
     pub(crate) cublas: u64,
     /// Of fused launches.
     pub(crate) counters: u64,
@@ -109,30 +124,46 @@ impl Call<'_> {
         self.offset + block.row as i64 - block.col as i64
     }
 
-    /// Of the kernels that quantise the inputs.
-    fn quantize(&self, problem: &Problem) -> QuantizeParams {
-        let all = self.fp8.all.unwrap_or_default();
-        let side = |from: At, to: At, transposed: At, rows: usize| QuantizeSide {
+    /// Of the kernels that quantise the inputs on route fp8.
+    fn quantize_fp8(&self, problem: &Problem) -> QuantizeParams {
+        let side = |from: At, to: At, rows: usize| QuantizeSide {
             from: from.address,
             to: to.address,
             from_stride: from.row_stride as u64,
             to_stride: to.row_stride as u64,
-            transposed: transposed.address,
-            transposed_stride: transposed.row_stride as u64,
             rows: rows as u32,
         };
         QuantizeParams {
-            sides: [
-                side(self.img, self.fp8.img, all.img_transposed, problem.rows),
-                side(self.txt, self.fp8.txt, all.txt_transposed, problem.cols),
-            ],
+            sides: [side(self.img, self.fp8.img, problem.rows), side(self.txt, self.fp8.txt, problem.cols)],
             cols: padded_dim(problem) as u32,
-            partial_sums: all.partial_sums,
-            mean: all.mean,
             peaks: self.fp8.peaks,
             exponents: self.fp8.exponents,
-            terms: all.terms,
             positives: self.fp8.positives,
+            offset: self.offset,
+        }
+    }
+
+    /// The same on route int8.
+    fn quantize_int8(&self, problem: &Problem) -> QuantizeInt8Params {
+        let side = |from: At, at: &Int8SideAt, rows: usize| QuantizeInt8Side {
+            from: from.address,
+            to: at.copy.address,
+            from_stride: from.row_stride as u64,
+            to_stride: at.copy.row_stride as u64,
+            transposed: at.transposed.address,
+            transposed_stride: at.transposed.row_stride as u64,
+            row_scales: at.row_scales,
+            col_scales: at.col_scales,
+            partial_peaks: at.partial_peaks,
+            rows: rows as u32,
+        };
+        QuantizeInt8Params {
+            sides: [side(self.img, &self.int8.img, problem.rows), side(self.txt, &self.int8.txt, problem.cols)],
+            cols: padded_dim(problem) as u32,
+            partial_sums: self.int8.partial_sums,
+            mean: self.int8.mean,
+            terms: self.int8.terms,
+            positives: self.int8.positives,
             offset: self.offset,
         }
     }

@@ -217,7 +217,7 @@ impl Engine for Sm90Engine {
     unsafe fn begin(&mut self, call: &Call<'_>) -> Result<()> {
         let Some(quantize) = &self.quantize else { return Ok(()) };
         // SAFETY: inputs are padded to whole vectors, and the workspace was laid out for the copies.
-        unsafe { quantize.launch(call.stream, call.info, call.quantize(&self.problem), call.gradient) }
+        unsafe { quantize.launch(call.stream, call.info, call.quantize_fp8(&self.problem)) }
     }
 
     unsafe fn logits(&mut self, call: &Call<'_>, block: &Block) -> Result<usize> {

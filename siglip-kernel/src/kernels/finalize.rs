@@ -18,7 +18,7 @@ const REDUCE_THREADS: u32 = 1024;
 pub(crate) struct GradientFactor {
     pub(crate) log_temp: ScalarArg,
     pub(crate) upstream: ScalarArg,
-    /// 1 / (batch · gain); of route fp8-all 1 / batch, as its gain goes with the exponent of [`ScaleParams`].
+    /// 1 / (batch · gain).
     pub(crate) inverse: f64,
 }
 
@@ -53,8 +53,8 @@ pub(crate) struct ScaleParams {
     pub(crate) cols: u32,
     pub(crate) factor: GradientFactor,
     pub(crate) positives: PositivePairs,
-    /// Address of an i32 e where the sums carry a factor of 2^(e + 15), as those of route fp8-all do; else null.
-    pub(crate) exponent: u64,
+    /// f32, what 1 is worth in each column of the sums, on route int8; else null.
+    pub(crate) units: u64,
 }
 
 /// The part of `ScaleParams` about pairs that were kept out of the sums; all zero when there are none.

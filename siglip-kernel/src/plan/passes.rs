@@ -108,7 +108,7 @@ impl Plan {
             if !matches!(to_rows, Gradient::Direct | Gradient::Finished) {
                 let positives = call.positives_of_images(row, pass.problem.cols);
                 let sums = Sums { at: call.d_img, parts: call.groups, part_rows: rows.next_multiple_of(TILE) };
-                self.scale(call, sums, rows_out, rows, positives, self.exponent(call, 1))?;
+                self.scale(call, sums, rows_out, rows, positives, self.units(&call.int8.txt))?;
             }
         }
         Ok(slots)

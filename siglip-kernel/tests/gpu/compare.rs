@@ -38,14 +38,15 @@ pub(crate) struct Truth {
     qz_sum: f64,
     /// upstream / batch · Σ |q| exp(log_temp) |img| |txt|: a dot product's own error is proportional to the lengths, not to its value.
     q_length_sum: f64,
-    /// FP8, on purpose.
-    fp8: bool,
+    /// 8 bits, on purpose.
+    eight_bits: bool,
     /// The largest |z|. An f32 logit is rounded by up to |z| 2⁻²⁴ twice, which is a relative error of that size in e^z.
     largest_logit: f64,
 }
 
-/// FP8 products are added 32 at a time to a running sum that keeps 14 bits: each instruction may lose 2^-10 of the sum.
-pub(crate) fn fp8_accumulation(dim: usize) -> f64 {
+/// FP8 products are added 32 at a time to a running sum that keeps 14 bits: each instruction may lose 2^-10 of the sum. Sums of integers are exact, but an element of a text less the mean
+/// that lies between two of them may go to the other in f32, and that is no more.
+pub(crate) fn eight_bit_dot(dim: usize) -> f64 {
     dim.div_ceil(32) as f64 * 2f64.powi(-10)
 }
 
@@ -54,7 +55,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 impl Truth {
-    /// As `route` has it where that is one of FP8, so that its quantisation is no error and everything else still is.
+    /// As `route` has it where that is one of 8 bits, so that its quantisation is no error and everything else still is.
     pub(crate) fn new<T: Element>(case: &Case, host: &Host<T>, route: Route) -> Self {
         let img: Vec<f64> = host.img.iter().map(|x| wide(*x)).collect();
         let txt: Vec<f64> = host.txt.iter().map(|x| wide(*x)).collect();
@@ -72,7 +73,7 @@ impl Truth {
         };
         let answer = match route {
             Route::Fp8 => naive::siglip_fp8(&img, &txt, case.dim, &scalars, 1.0),
-            Route::Fp8All => naive::siglip_fp8_all(&img, &txt, case.dim, &scalars, 1.0),
+            Route::Int8 => naive::siglip_int8(&img, &txt, case.dim, &scalars, 1.0),
             _ => naive::siglip(&img, &txt, case.dim, &scalars),
         }
         .unwrap();
@@ -103,7 +104,7 @@ impl Truth {
             q_sum,
             qz_sum,
             q_length_sum,
-            fp8: matches!(route, Route::Fp8 | Route::Fp8All),
+            eight_bits: matches!(route, Route::Fp8 | Route::Int8),
             largest_logit,
         }
     }
@@ -123,7 +124,8 @@ impl Truth {
         // Tensor cores add 16 products at a time to the running sum and truncate.
         let additions = if float { 0.0 } else { case.dim as f64 / 32.0 };
         // Beyond 100 a pair is certain: its sigmoid does not move.
-        let per_logit = if self.fp8 { fp8_accumulation(case.dim) } else { f64::from(f32::EPSILON) * (1.0 + additions) };
+        let per_logit =
+            if self.eight_bits { eight_bit_dot(case.dim) } else { f64::from(f32::EPSILON) * (1.0 + additions) };
         let logits = self.largest_logit.min(100.0) * per_logit;
         within("forward's loss", step.forward.into(), self.loss, (LOSS + logits) * self.loss);
         within("the step's loss", step.loss.into(), self.loss, (LOSS + logits) * self.loss);
@@ -131,7 +133,7 @@ impl Truth {
         // q leaves the f32 pass to f32's order, the fused epilogues to 7.7e-6 (sigmoid.cuh); both sums take it before it is rounded to G.
         let q_error = logits + if float { 2e-6 } else { 1e-5 };
         within("d_bias", step.d_bias.into(), self.d_bias, q_error * self.q_sum);
-        let bound = q_error * self.qz_sum + if self.fp8 { per_logit } else { 2e-6 } * self.q_length_sum;
+        let bound = q_error * self.qz_sum + if self.eight_bits { per_logit } else { 2e-6 } * self.q_length_sum;
         within("d_log_temp", step.d_log_temp.into(), self.d_log_temp, bound);
         for (what, found, expected) in [("d_img", &step.d_img, &self.d_img), ("d_txt", &step.d_txt, &self.d_txt)] {
             let error = found.iter().zip(expected).map(|(a, b)| (wide(*a) - b).abs());
@@ -166,8 +168,7 @@ pub(crate) fn check<T: Element>(cases: impl IntoIterator<Item = (Case, Host<T>)>
     let mut failures = Vec::new();
     let mut count = 0;
     for (case, host) in cases {
-        let [exact, fp8, fp8_all] =
-            [Route::Auto, Route::Fp8, Route::Fp8All].map(|route| Truth::new(&case, &host, route));
+        let [exact, fp8, int8] = [Route::Auto, Route::Fp8, Route::Int8].map(|route| Truth::new(&case, &host, route));
         for route in routes::<T>(&gpu) {
             count += 1;
             let case = Case { options: Options { route: *route, ..case.options }, ..case };
@@ -176,7 +177,7 @@ pub(crate) fn check<T: Element>(cases: impl IntoIterator<Item = (Case, Host<T>)>
                 Ok(step) => {
                     let truth = match route {
                         Route::Fp8 => &fp8,
-                        Route::Fp8All => &fp8_all,
+                        Route::Int8 => &int8,
                         _ => &exact,
                     };
                     let faults = truth.faults(&case, &step);

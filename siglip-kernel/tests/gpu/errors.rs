@@ -135,7 +135,7 @@ fn wrong_dtype() {
 #[test]
 fn fp8_has_no_f32_and_needs_hopper() {
     let Some(gpu) = gpu() else { return };
-    for (route, name) in [(Route::Fp8, "route fp8"), (Route::Fp8All, "route fp8-all")] {
+    for (route, name) in [(Route::Fp8, "route fp8"), (Route::Int8, "route int8")] {
         let options = Options { route, ..Options::default() };
         let error = kind(Plan::new(&gpu, Problem::square(8, 8, DType::F32), options));
         assert_kind!(&error, Error::DType { found: DType::F32, .. });

@@ -1,7 +1,7 @@
 //! Problems of many blocks, and tensors of more than 2³¹ elements: sampled rows against f64.
 
 use reference_cpu::HostMatrix;
-use reference_cpu::naive::{e4m3_matrix, e5m2, fp8_logit_rows};
+use reference_cpu::naive::{e4m3_matrix, int8_columns, int8_factors, int8_logit_rows};
 use reference_cpu::siglip::{self, SiglipParams};
 use siglip_kernel::kernel_core::half::bf16;
 use siglip_kernel::{
@@ -9,7 +9,7 @@ use siglip_kernel::{
 };
 
 use crate::case::{Case, Device, Host, run};
-use crate::compare::fp8_accumulation;
+use crate::compare::eight_bit_dot;
 use crate::support::{gpu, noise, routes, say};
 
 const TEMPERATURE: f64 = 10.0;
@@ -30,11 +30,11 @@ impl Side {
         let (img, txt) = (wide(&host.img), wide(&host.txt));
         let (of_img, of_txt) = match route {
             Route::Fp8 => (e4m3_matrix(&img), e4m3_matrix(&txt)),
-            Route::Fp8All => fp8_logit_rows(&img, &txt, dim),
+            Route::Int8 => int8_logit_rows(&img, &txt, dim),
             _ => (img.clone(), txt.clone()),
         };
         let side = |rows: Vec<f64>, logits| {
-            let products = if route == Route::Fp8All { e4m3_matrix(&rows) } else { rows.clone() };
+            let products = if route == Route::Int8 { int8_columns(&rows, dim) } else { rows.clone() };
             Self { dim, rows, logits, products, route }
         };
         (side(img, of_img), side(txt, of_txt))
@@ -51,16 +51,19 @@ impl Side {
     }
 
     /// The gradient of row `i` against all rows of the other side; `positive` is the index there of its positive.
-    fn gradient(&self, i: usize, others: &Self, positive: Option<usize>, batch: usize) -> Vec<f64> {
+    /// `first`: where in a group of G the others begin.
+    fn gradient(&self, i: usize, others: &Self, first: usize, positive: Option<usize>, batch: usize) -> Vec<f64> {
+        let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
+        let negative = |j| if positive == Some(j) { 0.0 } else { sigmoid(self.z(i, others, j, false)) };
+        let mut q: Vec<f64> = (0..others.count()).map(negative).collect();
+        if self.route == Route::Int8 {
+            q = int8_factors(&q, first);
+        }
         let mut sum = vec![0.0; self.dim];
-        for j in 0..others.count() {
-            let z = self.z(i, others, j, positive == Some(j));
-            let q = if positive == Some(j) { -1.0 / (1.0 + z.exp()) } else { 1.0 / (1.0 + (-z).exp()) };
-            let (q, rows) = match self.route {
-                Route::Fp8All if positive != Some(j) => (e5m2(q * 32768.0) / 32768.0, &others.products),
-                _ => (q, &others.rows),
-            };
-            sum.iter_mut().zip(&rows[j * self.dim..]).for_each(|(s, x)| *s += q * x);
+        let mut add = |q: f64, row: &[f64]| sum.iter_mut().zip(row).for_each(|(s, x)| *s += q * x);
+        q.iter().zip(others.products.chunks(self.dim)).for_each(|(q, row)| add(*q, row));
+        if let Some(j) = positive {
+            add(-sigmoid(-self.z(i, others, j, true)), &others.rows[j * self.dim..][..self.dim]);
         }
         sum.iter_mut().for_each(|s| *s *= TEMPERATURE / batch as f64);
         sum
@@ -78,7 +81,7 @@ impl Side {
         let moved = |i| softplus(-self.z(i, txt, i, true)) - softplus(-self.z(i, txt, i, false));
         let loss = f64::from(all) + (0..self.count().min(txt.count())).map(moved).sum::<f64>() / batch as f64;
         let logits =
-            if matches!(route, Route::Fp8 | Route::Fp8All) { TEMPERATURE * fp8_accumulation(self.dim) } else { 0.0 };
+            if matches!(route, Route::Fp8 | Route::Int8) { TEMPERATURE * eight_bit_dot(self.dim) } else { 0.0 };
         (loss, (1e-5 + logits) * loss)
     }
 }
@@ -108,9 +111,9 @@ fn many_blocks() {
         }
         for row in [0, 1, 127, 128, 4999, 5631, 5632, 9000, 12_345, 16_383, 16_384, 19_968, 19_999] {
             let at = row * 64..(row + 1) * 64;
-            let expected = img.gradient(row, &txt, Some(row), 20_000);
+            let expected = img.gradient(row, &txt, 0, Some(row), 20_000);
             assert_close(&format!("{route}, d_img {row}"), &step.d_img[at.clone()], &expected);
-            let expected = txt.gradient(row, &img, Some(row), 20_000);
+            let expected = txt.gradient(row, &img, 0, Some(row), 20_000);
             assert_close(&format!("{route}, d_txt {row}"), &step.d_txt[at], &expected);
         }
     }
@@ -163,13 +166,13 @@ fn more_than_two_to_the_31_elements() {
         let (img_side, txt_side) = Side::both(&host, DIM, *route);
         for row in [0, 1, 172, 199, 200, 299] {
             let at = row * DIM..(row + 1) * DIM;
-            let expected = img_side.gradient(row, &txt_side, (row < cols).then_some(row), 1000);
+            let expected = img_side.gradient(row, &txt_side, 0, (row < cols).then_some(row), 1000);
             assert_close(&format!("{route}, d_img {row}"), &d_img[at], &expected);
         }
         for row in [0, 127, 128, 199] {
             // Images of zeros add nothing to the gradient of a text.
             let at = row * DIM..(row + 1) * DIM;
-            let expected = txt_side.gradient(row, &img_side, Some(row), 1000);
+            let expected = txt_side.gradient(row, &img_side, rows - tail, Some(row), 1000);
             assert_close(&format!("{route}, d_txt {row}"), &d_txt[at], &expected);
         }
         // log sigmoid of the bias for every pair with an image of zeros.
@@ -232,7 +235,7 @@ fn low_memory_in_the_gradients() {
         let check = |side: &str, of: &Side, others: &Side, [rows, count]: [usize; 2], found: [&[bf16]; 2]| {
             for row in [0, 2047, 2048, 4223, 5999, 6399, 6400, 12_671, 12_672, 14_975, 14_976, 29_999] {
                 if row < rows {
-                    let expected = of.gradient(row, others, (row < count).then_some(row), images);
+                    let expected = of.gradient(row, others, 0, (row < count).then_some(row), images);
                     for (what, found) in ["dense", "with gaps"].into_iter().zip(found) {
                         assert_close(&format!("{what}, {side} {row}"), &found[row * DIM..(row + 1) * DIM], &expected);
                     }

@@ -53,7 +53,7 @@ pub(crate) fn routes<T: Element>(gpu: &Gpu) -> &'static [Route] {
     match T::NAME {
         "f32" => &[Route::Chunked, Route::Portable, Route::LowMemory],
         _ if gpu.info().arch().has_wgmma() => {
-            &[Route::Chunked, Route::Portable, Route::LowMemory, Route::Fp8, Route::Fp8All]
+            &[Route::Chunked, Route::Portable, Route::LowMemory, Route::Fp8, Route::Int8]
         }
         _ => &[Route::Chunked, Route::Portable, Route::LowMemory],
     }

@@ -1,22 +1,22 @@
-//! Route fp8-all on Hopper: logits of inputs quantised to e4m3, G in e5m2, gradients by the mainloop from both. Positive pairs are kept out of all products.
+//! Route int8 on Hopper: logits of inputs in signed 8-bit integers, G in unsigned ones, gradients by the mainloop from both. Positive pairs are kept out of all products.
 
 use kernel_core::sm90::{GemmShape, MatrixAt};
 use kernel_core::{Error, Gpu, LastMaps, MapType, TensorMap};
 
-use super::sm90::{GRADIENT_BAND, LOGITS_BAND, WIDE_LOGITS_BAND, matrix};
-use super::{At, Call, Engine};
-use crate::blocks::{Block, Blocks, NARROW, WIDE};
+use super::sm90::{GRADIENT_BAND, LOGITS_BAND, matrix};
+use super::{At, Call, Engine, Int8At};
+use crate::blocks::{Block, Blocks, TILE};
 use crate::design::Pass;
 use crate::error::Result;
-use crate::kernels::{GradientFp8, GradientFp8Params, LogitsFp8, LogitsFp8Params, QuantizeFp8};
+use crate::kernels::{GradientInt8, GradientInt8Params, LogitsInt8, LogitsInt8Params, QuantizeInt8};
 use crate::problem::Problem;
-use crate::workspace::{FP8_GROUP, padded_dim};
+use crate::workspace::{BYTE_GROUP, padded_dim};
 
 /// Rows and columns of the boxes in which the logit kernel stores G, and of those of its transpose the columns: their rows are a tile's columns.
 const STORE: [usize; 2] = [64, 16];
 
-pub(crate) struct Fp8AllEngine {
-    quantize: QuantizeFp8,
+pub(crate) struct Int8Engine {
+    quantize: QuantizeInt8,
     loss: Logits,
     loss_and_gradient: Logits,
     /// Where G and its transpose are stored.
@@ -29,19 +29,19 @@ pub(crate) struct Fp8AllEngine {
 
 /// A logit kernel, and the maps of images and texts as it reads them.
 struct Logits {
-    kernel: LogitsFp8,
+    kernel: LogitsInt8,
     maps: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
 }
 
 /// A gradient kernel, with the maps of G (or its transpose), of the other side's transposed rows and of the sums.
 struct Product {
-    kernel: GradientFp8,
+    kernel: GradientInt8,
     maps: LastMaps<[MatrixAt; 3], [TensorMap; 3]>,
 }
 
 impl Product {
     fn new(gpu: &Gpu, rows: usize, dim: usize) -> Result<Self> {
-        Ok(Self { kernel: GradientFp8::new(gpu, [rows, dim])?, maps: LastMaps::new() })
+        Ok(Self { kernel: GradientInt8::new(gpu, [rows, dim])?, maps: LastMaps::new() })
     }
 
     /// # Safety
@@ -51,7 +51,7 @@ impl Product {
         call: &Call<'_>,
         matrices: [MatrixAt; 3],
         shape: GemmShape,
-        params: GradientFp8Params,
+        params: GradientInt8Params,
     ) -> Result<()> {
         let columns = self.kernel.columns();
         let [g, other, out] = self.maps.of(matrices, || {
@@ -63,16 +63,16 @@ impl Product {
     }
 }
 
-impl Fp8AllEngine {
+impl Int8Engine {
     pub(crate) fn new(gpu: &Gpu, pass: &Pass) -> Result<Self> {
-        let Pass { ref problem, blocks, logit_columns, .. } = *pass;
-        let logits = |gradient, columns| -> Result<Logits> {
-            Ok(Logits { kernel: LogitsFp8::new(gpu, gradient, columns)?, maps: LastMaps::new() })
+        let Pass { ref problem, blocks, .. } = *pass;
+        let logits = |gradient| -> Result<Logits> {
+            Ok(Logits { kernel: LogitsInt8::new(gpu, gradient)?, maps: LastMaps::new() })
         };
         Ok(Self {
-            quantize: QuantizeFp8::new(gpu, problem.dtype)?,
-            loss: logits(false, NARROW)?,
-            loss_and_gradient: logits(true, logit_columns)?,
+            quantize: QuantizeInt8::new(gpu, problem.dtype)?,
+            loss: logits(false)?,
+            loss_and_gradient: logits(true)?,
             store: LastMaps::new(),
             d_img: Product::new(gpu, blocks.rows, problem.dim)?,
             d_txt: Product::new(gpu, blocks.cols, problem.dim)?,
@@ -83,7 +83,7 @@ impl Fp8AllEngine {
 
     /// One side's rows transposed, zeros behind the last one.
     fn transposed(&self, at: At, rows: usize) -> MatrixAt {
-        matrix(at, MapType::U8, self.problem.dim, rows.next_multiple_of(FP8_GROUP))
+        matrix(at, MapType::U8, self.problem.dim, rows.next_multiple_of(BYTE_GROUP))
     }
 
     /// Where G and its transpose lie.
@@ -95,41 +95,41 @@ impl Fp8AllEngine {
 
     /// G or its transpose as a product reads it: no row and no group of columns that the block has not, as what lies there may be anything.
     fn block_of_g(at: At, rows: usize, cols: usize) -> MatrixAt {
-        matrix(at, MapType::U8, rows, cols.next_multiple_of(FP8_GROUP))
+        matrix(at, MapType::U8, rows, cols.next_multiple_of(BYTE_GROUP))
     }
 }
 
-impl Engine for Fp8AllEngine {
+impl Engine for Int8Engine {
     unsafe fn begin(&mut self, call: &Call<'_>) -> Result<()> {
         // SAFETY: inputs are padded to whole vectors, and the workspace was laid out for the copies.
-        unsafe { self.quantize.launch(call.stream, call.info, call.quantize(&self.problem), call.gradient) }
+        unsafe { self.quantize.launch(call.stream, call.info, call.quantize_int8(&self.problem), call.gradient) }
     }
 
     unsafe fn logits(&mut self, call: &Call<'_>, block: &Block) -> Result<usize> {
-        let all = call.fp8.all.unwrap_or_default();
-        let of_row = |address: u64| address + (block.row * size_of::<f32>()) as u64;
-        let params = LogitsFp8Params {
+        let Int8At { img, txt, terms, positives, g_scales, transpose_scales, .. } = &call.int8;
+        let from = |address: u64, at: usize| address + (at * size_of::<f32>()) as u64;
+        let params = LogitsInt8Params {
             log_temp: call.log_temp,
             bias: call.bias,
             first: u32::from(call.opens(block)),
             diagonal: call.diagonal(block),
             sums: call.sums,
-            exponents: call.fp8.exponents,
-            terms: of_row(all.terms),
-            positives: of_row(call.fp8.positives),
+            scales: [from(img.row_scales, block.row), from(txt.row_scales, block.col)],
+            terms: from(*terms, block.row),
+            positives: from(*positives, block.row),
+            g_scales: [*g_scales, *transpose_scales],
+            g_strides: [self.blocks.rows as u32, self.blocks.cols as u32],
         };
         let Problem { rows, cols, .. } = self.problem;
         let quantised = |at: At, rows| matrix(at, MapType::U8, rows, padded_dim(&self.problem));
-        let inputs = [quantised(call.fp8.img, rows), quantised(call.fp8.txt, cols)];
+        let inputs = [quantised(img.copy, rows), quantised(txt.copy, cols)];
         let [g, transpose] = self.g(call);
         let [g, transpose] = [
             matrix(g, MapType::U8, self.blocks.rows, self.blocks.cols),
             matrix(transpose, MapType::U8, self.blocks.cols, self.blocks.rows),
         ];
         let logits = if call.gradient { &mut self.loss_and_gradient } else { &mut self.loss };
-        let columns = logits.kernel.columns();
-        let band = if columns == WIDE { WIDE_LOGITS_BAND } else { LOGITS_BAND };
-        let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, band)
+        let shape = GemmShape::new(block.rows, block.cols, self.problem.dim, LOGITS_BAND)
             .with_a_origin(block.row, 0)
             .with_b_origin(block.col, 0);
         let of_txt = logits.kernel.text_rows();
@@ -139,7 +139,7 @@ impl Engine for Fp8AllEngine {
         let [g, transpose] = match call.gradient {
             true => self
                 .store
-                .of([g, transpose], || Ok::<_, Error>([g.boxes(STORE)?, transpose.boxes([STORE[0], columns])?]))?,
+                .of([g, transpose], || Ok::<_, Error>([g.boxes(STORE)?, transpose.boxes([STORE[0], TILE])?]))?,
             false => [img, img],
         };
         // SAFETY: the maps are of the call's live memory; `sums` has a slot for every warp.
@@ -151,11 +151,16 @@ impl Engine for Fp8AllEngine {
         let dim = self.problem.dim;
         let matrices = [
             Self::block_of_g(g, block.rows, block.cols),
-            self.transposed(call.fp8.all.unwrap_or_default().txt_transposed, self.problem.cols),
+            self.transposed(call.int8.txt.transposed, self.problem.cols),
             matrix(call.d_img, MapType::F32, self.blocks.rows, dim),
         ];
         let shape = GemmShape::new(block.rows, dim, block.cols, GRADIENT_BAND).with_b_origin(0, block.col);
-        let params = GradientFp8Params { first: u32::from(block.col == 0), row: 0 };
+        let params = GradientInt8Params {
+            scales: call.int8.g_scales,
+            stride: self.blocks.rows as u32,
+            first: u32::from(block.col == 0),
+            row: 0,
+        };
         // SAFETY: the matrices are the call's live memory.
         unsafe { self.d_img.launch(call, matrices, shape, params) }
     }
@@ -165,11 +170,16 @@ impl Engine for Fp8AllEngine {
         let dim = self.problem.dim;
         let matrices = [
             Self::block_of_g(transpose, block.cols, block.rows),
-            self.transposed(call.fp8.all.unwrap_or_default().img_transposed, self.problem.rows),
+            self.transposed(call.int8.img.transposed, self.problem.rows),
             matrix(call.d_txt, MapType::F32, self.problem.cols, dim),
         ];
         let shape = GemmShape::new(block.cols, dim, block.rows, GRADIENT_BAND).with_b_origin(0, block.row);
-        let params = GradientFp8Params { first: u32::from(block.row == 0), row: block.col as u32 };
+        let params = GradientInt8Params {
+            scales: call.int8.transpose_scales,
+            stride: self.blocks.cols as u32,
+            first: u32::from(block.row == 0),
+            row: block.col as u32,
+        };
         // SAFETY: the matrices are the call's live memory.
         unsafe { self.d_txt.launch(call, matrices, shape, params) }
     }

@@ -1,18 +1,21 @@
-//! `cuda/gradient_fp8.cu`: both gradient GEMMs of route fp8-all, accumulated in f32 over blocks.
+//! `cuda/gradient_int8.cu`: both gradient GEMMs of route int8, accumulated in f32 over blocks.
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, TILE, launch_config};
 use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, TensorMap};
 
-use super::gradient_sm90::columns;
 use super::load;
 use crate::error::Result;
 use crate::programs;
 
-/// `GradientFp8Params` of the kernel.
+/// `GradientInt8Params` of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct GradientFp8Params {
+pub(crate) struct GradientInt8Params {
+    /// Of G or its transpose.
+    pub(crate) scales: u64,
+    /// f32 of them for every 128 of K.
+    pub(crate) stride: u32,
     /// 1: overwrite the accumulators.
     pub(crate) first: u32,
     /// Row of the output where the block begins.
@@ -20,18 +23,18 @@ pub(crate) struct GradientFp8Params {
 }
 
 // SAFETY: plain data, laid out as the kernel's struct.
-unsafe impl KernelArg for GradientFp8Params {}
+unsafe impl KernelArg for GradientInt8Params {}
 
-pub(crate) struct GradientFp8 {
+pub(crate) struct GradientInt8 {
     kernel: Kernel,
     columns: usize,
 }
 
-impl GradientFp8 {
+impl GradientInt8 {
     /// `rows`: of a block's output, which is `dim` wide.
     pub(crate) fn new(gpu: &Gpu, [rows, dim]: [usize; 2]) -> Result<Self> {
         let columns = columns(rows, dim, gpu.info().sm_count as usize);
-        Ok(Self { kernel: load(gpu, &programs::gradient_fp8(columns))?, columns })
+        Ok(Self { kernel: load(gpu, &programs::gradient_int8(columns))?, columns })
     }
 
     /// Of a tile.
@@ -47,10 +50,28 @@ impl GradientFp8 {
         info: &DeviceInfo,
         [a, b, out]: [&TensorMap; 3],
         shape: GemmShape,
-        params: GradientFp8Params,
+        params: GradientInt8Params,
     ) -> Result<()> {
         let config = launch_config(info, shape.tiles_of([TILE, self.columns]), 1);
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(stream, &config, &[a, b, out, &shape, &params]) }?)
+    }
+}
+
+/// Columns of a tile: by its waves, and what one costs, to which its rows' additions add as much as 256 columns would (H200).
+fn columns(rows: usize, dim: usize, sms: usize) -> usize {
+    let time = |columns: usize| (rows.div_ceil(TILE) * dim.div_ceil(columns)).div_ceil(sms) * (columns + 256);
+    if time(192) <= time(128) { 192 } else { 128 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_wide_but_where_narrow_ones_save_waves() {
+        for (rows, dim, expected) in [(11_264, 768, 192), (8192, 768, 192), (128, 768, 128), (5504, 768, 128)] {
+            assert_eq!(columns(rows, dim, 132), expected, "{rows} x {dim}");
+        }
     }
 }
