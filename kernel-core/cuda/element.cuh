@@ -42,10 +42,10 @@ struct U8ByS8 {
 
 // What sums of products are kept in.
 template <class E> constexpr bool INTEGER = E::KIND == Kind::S8 || E::KIND == Kind::U8_BY_S8;
-template <bool INTEGERS> struct SumsOf {
+template <bool INTEGERS> struct AccumulatorOf {
   typedef float Type;
 };
-template <> struct SumsOf<true> {
+template <> struct AccumulatorOf<true> {
   typedef int Type;
 };
-template <class E> using Sum = typename SumsOf<INTEGER<E>>::Type;
+template <class E> using Accumulator = typename AccumulatorOf<INTEGER<E>>::Type;

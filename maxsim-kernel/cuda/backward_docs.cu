@@ -283,12 +283,15 @@ DEV void sum_owned(const GradientParams& params) {
     doc = blockIdx.y * (gridDim.x / params.pieces) + blockIdx.x / params.pieces, piece = blockIdx.x % params.pieces;
     if (doc >= params.docs.count) return;
   }
-  const u32 size = params.docs.size(doc), blocks = max_of(ceil_div(size, params.owned), min_of(size, params.parts));
-  if (piece >= blocks) return;
-  const u32 share = ceil_div(size, blocks), end = min_of(size, (piece + 1) * share);
   u32 meetings = 1;
   if (items.pairing == Pairing::Cross) meetings = params.queries.count;
   else if (items.pairing == Pairing::List) meetings = params.meetings.starts[doc + 1] - params.meetings.starts[doc];
+  // A document of a list may have far fewer choosers than the one that `parts` is for.
+  const u64 own_parts = (((u64)meetings << params.splits) + CAPACITY / 3 * 2 - 1) / (CAPACITY / 3 * 2);
+  const u32 size = params.docs.size(doc), parts = own_parts < params.parts ? max_of((u32)own_parts, 1u) : params.parts;
+  const u32 blocks = max_of(ceil_div(size, params.owned), min_of(size, parts));
+  if (piece >= blocks) return;
+  const u32 share = ceil_div(size, blocks), end = min_of(size, (piece + 1) * share);
   const u32 steps = (u32)((((u64)meetings << params.splits) + STEP - 1) / STEP);
 
   // As many tokens at once as can be listed; of one that too many chose, as many steps.

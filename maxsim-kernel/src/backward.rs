@@ -39,15 +39,24 @@ pub(crate) struct Backward {
     route: BackwardRoute,
     gpu: Gpu,
     splits: usize,
-    /// Of the document that most query tokens meet, see [`places`].
+    /// Places, as [`places_log2`] counts them, of the query tokens that may choose in one document: the most of any.
     places: usize,
+    /// Query tokens that may choose in one document, the most of any but for a list's, where it is a bound.
+    tokens: usize,
     /// Loaded when first used: a plan for scores alone compiles none.
     kernels: Vec<Kernels>,
 }
 
 impl Backward {
     pub(crate) fn new(gpu: &Gpu, route: BackwardRoute, problem: &Problem) -> Self {
-        Self { route, gpu: gpu.clone(), splits: splits(problem), places: places(problem), kernels: Vec::new() }
+        let meetings = most_meetings(problem);
+        let places = meetings.saturating_mul(1 << places_log2(problem.queries.longest()));
+        // What pads short queries to places fills no lists.
+        let tokens = match problem.pairing {
+            Pairing::Cross => problem.queries.rows(),
+            _ => meetings.saturating_mul(problem.queries.longest()),
+        };
+        Self { route, gpu: gpu.clone(), splits: splits(problem), places, tokens, kernels: Vec::new() }
     }
 
     pub(crate) fn route(&self) -> BackwardRoute {
@@ -78,7 +87,7 @@ impl Backward {
     pub(crate) unsafe fn run(&mut self, call: &Call<'_>) -> Result<()> {
         let Call { problem, gpu, .. } = *call;
         let access = RowAccess::choose(problem.dtype, problem.dim, call.aligned);
-        let (split, places) = (self.splits, self.places);
+        let (split, places, tokens) = (self.splits, self.places, self.tokens);
         let (stream, info) = (gpu.stream(), gpu.info());
         let kernels = self.kernels(problem, access)?;
         let (queries, longest_query) = (problem.queries.count(), problem.queries.longest());
@@ -142,22 +151,21 @@ impl Backward {
         if wants_docs {
             let params = params(1, places_log2(longest_query) as usize, 1);
             // SAFETY: as above.
-            unsafe { kernels.docs.launch(gpu, problem.docs.count(), problem.docs.longest(), places, &params) }?;
+            unsafe { kernels.docs.launch(gpu, problem.docs.count(), problem.docs.longest(), tokens, &params) }?;
         }
         Ok(())
     }
 }
 
-/// Places, as [`places_log2`] counts them, of the query tokens that may choose in one document: the most of any.
-fn places(problem: &Problem) -> usize {
-    let of_query = 1usize << places_log2(problem.queries.longest());
+/// Queries that meet one document, the most of any.
+fn most_meetings(problem: &Problem) -> usize {
     match &problem.pairing {
-        Pairing::Cross => problem.queries.count().saturating_mul(of_query),
-        Pairing::Candidates { .. } | Pairing::Pairs => of_query,
+        Pairing::Cross => problem.queries.count(),
+        Pairing::Candidates { .. } | Pairing::Pairs => 1,
         Pairing::List(list) => {
             let mut meetings = vec![0usize; problem.docs.count()];
             list.iter().for_each(|&(_, doc)| meetings[doc] += 1);
-            meetings.into_iter().max().unwrap_or(0).saturating_mul(of_query)
+            meetings.into_iter().max().unwrap_or(0)
         }
     }
 }

@@ -9,8 +9,8 @@
 //            Dropped terms are at most u^2 relative. It is taken on trust and checked by sum u^2 <= 2^-17 afterwards, so u <= 2^-8.5 and the
 //            relative error is at most 2.6e-6 in the loss (u^2 / 3) and 7.7e-6 in q (a bf16 rounding is 2e-3).
 //   quiet    every pair negative with e^z below 2^1.5 (2^2.3 where a run is shorter): sigmoid(z) = u / (1 + u) needs no case split.
-//   general  any pair: large logits, and edges, where a pair that does not exist counts for nothing. Positives too, but of long fragments without an edge: those
-//            are summed one by one and taken out first, and the others go by one of these paths.
+//   general  any pair: large logits, and edges, where a pair that does not exist counts for nothing. Positives too, but of long fragments: those are summed one by
+//            one and taken out first, as pairs beyond the edge of a wide tile are, and the others go by one of these paths.
 // Quiet and general do not take a logarithm per pair: S <- S (1 + u) + u keeps S = prod(1 + u) - 1 without cancellation, and one log1p(S)
 // closes a run of n <= 96 pairs. Its relative error is at most n 2^-24 from the roundings, 2^-22 from ex2 and 1e-6 from log1p: below 1e-5 at any z.
 // lg2(1 + u) per pair would lose 1e-3 at z = -10, where u = 4.5e-5 is barely visible beside 1.
@@ -388,8 +388,8 @@ DEV void pairs(float* x, u32* packed, PairSums& sums, const Constants& c, const 
 #pragma unroll
     for (u32 k = 0; k < 4; ++k) packed[4 * i + k] = of[k];
   };
-  const bool positives = place.diagonal > -16 && place.diagonal < COLS;
-  if (place.rows < 16 || place.cols < COLS || (positives && !(LONG && c.scale_log2 > LEAST_SCALE))) {
+  const bool positives = has_positives(place, COLS);
+  if (!is_whole(place, COLS) || (positives && !(LONG && c.scale_log2 > LEAST_SCALE))) {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
       const int skipped = (int)half * COLS / 2;

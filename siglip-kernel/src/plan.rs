@@ -215,7 +215,7 @@ impl Plan {
                 unsafe { self.pass(&mut mirrored, true, summed, 0, d_txt, spare) }?;
             }
         }
-        // Where texts have a pass of their own, the last product is none that would.
+        // Where texts have a pass of their own, no product makes the scalars.
         if self.design.texts.is_none() && self.images.reduces() { Ok(()) } else { self.reduce(&call, slots) }
     }
 

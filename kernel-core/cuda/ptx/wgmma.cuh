@@ -74,7 +74,7 @@ template <u32 N> DEV void tie(int (&d)[N]) {
 // d[OFFSET .. OFFSET + WIDTH / 2] = (accumulate ? itself : 0) + A (64 x 32 bytes of K) * B (32 bytes of K x WIDTH), WIDTH 128, 192 or 256.
 // A_MN / B_MN: the operand is stored MN-major (16-bit types only).
 template <u32 WIDTH, class E, u32 OFFSET, bool A_MN, bool B_MN, u32 N>
-DEV void m64(Sum<E> (&d)[N], u64 a, u64 b, bool accumulate) {
+DEV void m64(Accumulator<E> (&d)[N], u64 a, u64 b, bool accumulate) {
   static_assert(WIDTH == 128 || WIDTH == 192 || WIDTH == 256, "no such instruction here");
   static_assert(OFFSET + WIDTH / 2 <= N, "accumulators out of range");
   static_assert(sizeof(typename E::Storage) == 2 || (!A_MN && !B_MN), "8-bit operands are K-major");

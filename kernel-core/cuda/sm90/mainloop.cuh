@@ -195,7 +195,7 @@ struct Mainloop {
 
   // Queues CONSUMER_M x TILE_N += one stage; both operands as rows (or columns) of the stage, B in boxes of BOX columns where N is contiguous.
   // WIDTH: columns of the tile, no more than TILE_N.
-  template <bool MN_A, bool MN_B, u32 BOX = 64, u32 WIDTH = TILE_N> static DEV void multiply_stage(Sum<E> (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
+  template <bool MN_A, bool MN_B, u32 BOX = 64, u32 WIDTH = TILE_N> static DEV void multiply_stage(Accumulator<E> (&acc)[ACC], u32 from_a, u32 from_b, bool accumulate) {
     const u64 da = descriptor<MN_A>(from_a), da_low = descriptor<MN_A>(from_a + HALF_BYTES), db = descriptor<MN_B, BOX>(from_b);
     wgmma::fence();
 #pragma unroll
@@ -270,7 +270,7 @@ struct Mainloop {
     RingPlace at;
     u32 t = blockIdx.x / CLUSTER, turns = 0;
     if (PING_PONG && consumer == 1) at.skip(k_blocks, STAGES), t += grid;
-    Sum<E> acc[ACC];
+    Accumulator<E> acc[ACC];
 #pragma unroll 1
     for (; t < order.count(); t += TURNS * grid, ++turns) {
       const TileOrder::Tile tile = order.at(t);

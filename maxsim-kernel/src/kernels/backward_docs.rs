@@ -41,8 +41,9 @@ impl Choosers {
 
     /// Blocks of a document at least, or as many as it has tokens: query tokens choose as often in a short one as in a long one, and what does not
     /// fit a block's list has to be read again. A list is filled by two thirds when all tokens are chosen as often.
-    pub(crate) fn parts(self, places: usize) -> usize {
-        if self == Self::Few { 1 } else { places.div_ceil(self.capacity() / 3 * 2).clamp(1, MOST_PARTS) }
+    /// `tokens`: the query tokens that may choose in it.
+    pub(crate) fn parts(self, tokens: usize) -> usize {
+        if self == Self::Few { 1 } else { tokens.div_ceil(self.capacity() / 3 * 2).clamp(1, MOST_PARTS) }
     }
 
     /// Document tokens that a block may own.
@@ -87,7 +88,7 @@ impl BackwardDocs {
         Ok(Self { kernel, choosers, shared_bytes: words as u32 * 4 })
     }
 
-    /// `docs`, of which the longest has `longest` tokens. `places`: as [`Choosers::of_places`] counts them.
+    /// `docs`, of which the longest has `longest` tokens. `choosing`: query tokens that may choose in one document.
     ///
     /// # Safety
     /// The addresses in `params` must be live memory of the sizes that the problem says.
@@ -96,7 +97,7 @@ impl BackwardDocs {
         gpu: &Gpu,
         docs: usize,
         longest: usize,
-        places: usize,
+        choosing: usize,
         params: &GradientParams,
     ) -> Result<()> {
         let most = self.choosers.owned();
@@ -104,7 +105,7 @@ impl BackwardDocs {
         let enough = BLOCKS_PER_SM * gpu.info().sm_count as usize;
         let owned =
             if self.choosers == Choosers::Many && docs * longest.div_ceil(most) < enough { most / 2 } else { most };
-        let parts = self.choosers.parts(places);
+        let parts = self.choosers.parts(choosing);
         let pieces = longest.div_ceil(owned).max(parts.min(longest)).max(1);
         let few = self.choosers == Choosers::Few;
         let params = GradientParams { owned: owned as u32, parts: parts as u32, pieces: pieces as u32, ..*params };
@@ -131,9 +132,9 @@ mod tests {
 
     #[test]
     fn lists_of_evenly_chosen_tokens_fit() {
-        assert_eq!([1, 512].map(|places| Choosers::of_places(places).parts(places)), [1, 1]);
+        assert_eq!([1, 512].map(|tokens| Choosers::of_places(tokens).parts(tokens)), [1, 1]);
         assert_eq!(
-            [513, 2048, 2049, 8192, MOST_PLACES].map(|places| Choosers::Many.parts(places)),
+            [513, 2048, 2049, 8192, MOST_PLACES].map(|tokens| Choosers::Many.parts(tokens)),
             [1, 1, 2, 4, MOST_PARTS]
         );
     }

@@ -25,7 +25,7 @@ const IN_REGISTERS: usize = 128;
 /// Document tokens of a full tile, as compiled; when queries are read from shared memory only [`SHARED_TILE`].
 pub(crate) const TILE_TOKENS: [usize; 4] = [64, 96, 128, 152];
 const SHARED_TILE: usize = 128;
-/// Clocks of an H200's SM that a tile so many columns wide takes: what the tensor cores need for three consumers, or what one consumer needs by itself,
+/// Clocks of an H200's SM that a tile so many columns wide takes at d = 128: what the tensor cores need for three consumers, or what one consumer needs by itself,
 /// more where a document ends.
 fn tile_cost(columns: usize, last: bool) -> usize {
     (12 * columns + 72).max(410 + 28 * columns / 5 + if last { 250 } else { 0 })
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(shape(Spans::padded(9, 256), 64), Shape { tokens: 128, query_blocks: 1, norms: false });
         assert_eq!(shape(Spans::padded(9, 1024), 128), Shape { tokens: 128, query_blocks: 2, norms: false });
         assert_eq!(shape(Spans::padded(9, 300), 512), Shape::SHARED);
-        // The fastest of all widths, as measured.
+        // As fast as any width that was measured.
         let ragged =
             |longest: usize| shape(Spans::of_lengths((0..256).map(|doc| doc * 7919 % (longest + 1))), 128).tokens;
         assert_eq!([40, 120, 300].map(ragged), [64, 128, 152]);

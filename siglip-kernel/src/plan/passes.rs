@@ -22,7 +22,7 @@ pub(super) struct Spare {
 
 /// Rounds of G that a fused launch passes round, where nobody else reads it: few, so that they stay in L2.
 const RING: usize = 3;
-/// Columns of such a launch, at most: what one f32 sum is asked to hold.
+/// Columns of a fused launch, at most: what one f32 sum is asked to hold.
 const RING_COLUMNS: usize = 36_864;
 
 /// Alignment in bytes of what tensor maps describe: 16 is asked for, whole lines of L2 are better.
@@ -126,9 +126,9 @@ impl Plan {
         let half = problem.cols / 2 / TILE * TILE;
         let rest = (problem.cols - half) % texts.blocks.rows;
         let filled = if texts.fused && rest > texts.blocks.rows / 2 { texts.blocks.rows - rest } else { 0 };
-        let summed = half.saturating_sub(filled / TILE * TILE);
         // No block reaches over both parts: one that did would be the images' whole sum, which the design has it finish at once.
-        if room && sums && blocks.cols <= summed { summed } else { 0 }
+        let holds = |summed: &usize| room && sums && blocks.cols <= *summed;
+        [half.saturating_sub(filled / TILE * TILE), half].into_iter().find(holds).unwrap_or(0)
     }
 
     /// Queues the gradients of the first `rows` texts from their sums, which begin where the gradients do: row by row, each gradient where sums of earlier rows
@@ -206,7 +206,7 @@ impl Plan {
         let to_the_end = (sums.address - g.address) as usize + bytes_of_sums;
         let row_bytes = rows.len().next_multiple_of(TILE) * pass.problem.dtype.size_bytes();
         let place = |g: u64, bytes: usize, sums: u64| {
-            let blocks = pass.blocks.of_rounds(widest, pass.round(), bytes / row_bytes);
+            let blocks = pass.blocks.of_rounds(widest, pass.round(), (bytes / row_bytes).min(RING_COLUMNS));
             (blocks, g, sums)
         };
         let (mut blocks, mut g_at, mut sums_at) =

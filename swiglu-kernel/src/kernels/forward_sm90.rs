@@ -125,15 +125,20 @@ pub(crate) struct ForwardCall {
 const LONG: usize = 2048;
 
 /// Where x and the weights fit half of the L2, sharing the weights' tiles is not worth waiting for each other: 2% at M = 4096, K = 1024, N = 4096.
-/// Elsewhere wide tiles, which move less and so draw less power, where sums are long and waves no more than 1% longer.
-fn choose_tile(problem: &Problem, sm_count: u32, l2_bytes: usize) -> ForwardTile {
+/// Elsewhere wide tiles, which move less and so draw less power, where sums are long, most tiles of a row are wide and waves no more than 1% longer.
+fn choose_tile(problem: &Problem, sm_count: u32, l2_bytes: usize) -> (ForwardTile, Division) {
     let Problem { rows, inputs, outputs, dtype, .. } = *problem;
     let operands = inputs.saturating_mul(rows + 2 * outputs).saturating_mul(dtype.size_bytes());
     if operands <= l2_bytes / 2 {
-        return ALONE;
+        return (ALONE, ALONE.divide(problem, sm_count));
     }
-    let cost = |tile: ForwardTile| tile.longest(problem, tile.divide(problem, sm_count), sm_count);
-    if inputs >= LONG && cost(WIDE) * 100 <= cost(SHARING) * 101 { WIDE } else { SHARING }
+    let [wide, sharing] = [WIDE, SHARING].map(|tile| {
+        let division = tile.divide(problem, sm_count);
+        (tile, division, tile.longest(problem, division, sm_count))
+    });
+    let takes_wide = inputs >= LONG && wide.1.wide > wide.1.narrow && wide.2 * 100 <= sharing.2 * 101;
+    let (tile, division, _) = if takes_wide { wide } else { sharing };
+    (tile, division)
 }
 
 pub(crate) struct ForwardSm90 {
@@ -147,9 +152,8 @@ pub(crate) struct ForwardSm90 {
 
 impl ForwardSm90 {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
-        let tile = choose_tile(problem, gpu.info().sm_count, gpu.info().l2_bytes);
+        let (tile, division) = choose_tile(problem, gpu.info().sm_count, gpu.info().l2_bytes);
         let kernel = |save| load(gpu, &programs::forward_sm90(problem, save, tile));
-        let division = tile.divide(problem, gpu.info().sm_count);
         Ok(Self {
             plain: kernel(false)?,
             saving: kernel(true)?,
