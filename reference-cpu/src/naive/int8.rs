@@ -27,7 +27,7 @@ pub fn int8_columns(matrix: &[f64], dim: usize) -> Vec<f64> {
     matrix.iter().enumerate().map(|(i, x)| rounded(*x, most[i % dim], 127.0)).collect()
 }
 
-/// One row of G, positive pairs 0 and the others at least that, as a gradient product has it: every [`GROUP`] in unsigned 8-bit integers, their largest as 255. `first`: where in a
+/// One row of G, positive pairs 0 and the others at least that, as a gradient product has it: every 128 in unsigned 8-bit integers, their largest as 255. `first`: where in a
 /// group it begins.
 pub fn int8_factors(q: &[f64], first: usize) -> Vec<f64> {
     let (head, rest) = q.split_at((GROUP - first % GROUP).min(q.len()));

@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn blocks_share_weights_that_do_not_fit_the_cache_and_are_wide_for_long_sums() {
-        let tile = |m, k, n| choose_tile(&Problem::new(m, k, n, DType::Bf16), 132, 60 << 20);
+        let tile = |m, k, n| choose_tile(&Problem::new(m, k, n, DType::Bf16), 132, 60 << 20).0;
         assert_eq!((tile(4096, 1024, 4096), tile(16_384, 1152, 4304)), (ALONE, SHARING));
         assert_eq!((tile(8192, 4096, 14_336), tile(8192, 4096, 11_008)), (WIDE, WIDE));
         assert_eq!((tile(512, 8192, 4096), tile(300, 2600, 3096)), (SHARING, WIDE), "two waves of narrow tiles");
