@@ -6,7 +6,7 @@ use siglip_kernel::cpu::Element;
 use siglip_kernel::{Options, Positives, Route};
 
 use crate::case::{Case, Host, Step, run, subnormal_half_step};
-use crate::support::{gpu, routes, wide};
+use crate::support::{gpu, l2, routes, wide};
 
 /// Relative error of the loss: `sigmoid.cuh` bounds every path by 1e-5.
 const LOSS: f64 = 1e-5;
@@ -145,9 +145,8 @@ impl Truth {
                     tolerance * expected.iter().fold(0.0, |most: f64, x| most.max(x.abs())),
                 )
             } else {
-                let l2 = |of: &mut dyn Iterator<Item = f64>| of.map(|x| x * x).sum::<f64>().sqrt();
-                let bound = tolerance * l2(&mut expected.iter().copied());
-                (l2(&mut { error }), bound + subnormal * (expected.len() as f64).sqrt())
+                let bound = tolerance * l2(expected.iter().copied());
+                (l2(error), bound + subnormal * (expected.len() as f64).sqrt())
             };
             let missing = found.iter().position(|x| wide(*x).is_nan());
             let fine = error <= bound;

@@ -6,7 +6,7 @@ use siglip_kernel::kernel_core::half::{bf16, f16};
 use siglip_kernel::{Chunk, Gpu, Options, Plan, Route};
 
 use crate::case::{Case, Device, Host, run};
-use crate::support::{gpu, say, wide};
+use crate::support::{gpu, l2, say, wide};
 
 /// Low memory against separate launches and against itself. `off`: by how much of its length a gradient may be. `fused`: passes that must be.
 fn check<T: Element>(gpu: &Gpu, case: Case, off: f64, fused: usize) {
@@ -22,9 +22,8 @@ fn check<T: Element>(gpu: &Gpu, case: Case, off: f64, fused: usize) {
     let separate = Options { route: Route::Chunked, chunk: Chunk::Auto };
     let expected = run(gpu, &Case { options: separate, ..case }, &host).unwrap();
     for (side, a, b) in [("d_img", &found.d_img, &expected.d_img), ("d_txt", &found.d_txt, &expected.d_txt)] {
-        let l2 = |of: &mut dyn Iterator<Item = f64>| of.map(|x| x * x).sum::<f64>().sqrt();
-        let length = l2(&mut b.iter().map(|x| wide(*x)));
-        let error = l2(&mut a.iter().zip(b).map(|(a, b)| wide(*a) - wide(*b)));
+        let length = l2(b.iter().map(|x| wide(*x)));
+        let error = l2(a.iter().zip(b).map(|(a, b)| wide(*a) - wide(*b)));
         // A NaN is no number that is small enough.
         assert!(error <= off * length, "{side}: off {error:e} of {length:e}");
     }

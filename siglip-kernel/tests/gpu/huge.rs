@@ -6,7 +6,7 @@ use std::thread;
 use siglip_kernel::kernel_core::half::bf16;
 use siglip_kernel::{Gpu, Inputs, MatrixView, MatrixViewMut, Options, Outputs, Plan, Problem, Scalar, VectorViewMut};
 
-use crate::support::{gpu, noise, say};
+use crate::support::{gpu, l2, noise, say};
 
 const B: usize = 1 << 20;
 const DIM: usize = 768;
@@ -128,9 +128,8 @@ fn a_million_images_and_texts() {
             let (row, texts) = (sampled[at / 2], at % 2 == 1);
             let (of, others, found) = if texts { (&txt, &img, &d_txt) } else { (&img, &txt, &d_img) };
             let (expected, loss) = gradient(row, of, others);
-            let l2 = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
             let rows = found[row * DIM..][..DIM].iter().zip(&expected);
-            let error = l2(&mut rows.map(|(a, b)| a.to_f64() - b)) / l2(&mut expected.iter().copied());
+            let error = l2(rows.map(|(a, b)| a.to_f64() - b)) / l2(expected.iter().copied());
             (row, texts, error, loss)
         };
         range.map(check).collect::<Vec<_>>()

@@ -10,7 +10,7 @@ use siglip_kernel::{
 
 use crate::case::{Case, Device, Host, run};
 use crate::compare::eight_bit_dot;
-use crate::support::{gpu, noise, routes, say};
+use crate::support::{gpu, l2, noise, routes, say};
 
 const TEMPERATURE: f64 = 10.0;
 const BIAS: f64 = -10.0;
@@ -87,9 +87,8 @@ impl Side {
 }
 
 fn assert_close(what: &str, found: &[bf16], expected: &[f64]) {
-    let l2 = |of: &mut dyn Iterator<Item = f64>| of.map(|x| x * x).sum::<f64>().sqrt();
-    let error = l2(&mut found.iter().zip(expected).map(|(a, b)| a.to_f64() - b));
-    let length = l2(&mut expected.iter().copied());
+    let error = l2(found.iter().zip(expected).map(|(a, b)| a.to_f64() - b));
+    let length = l2(expected.iter().copied());
     // One row does not average the rounding of its largest q: two whole roundoffs of bf16.
     let fine = error <= 2.0 * 2f64.powi(-8) * length;
     assert!(fine, "{what}: off {error:e} of {length:e}");

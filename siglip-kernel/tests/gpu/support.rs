@@ -67,6 +67,11 @@ pub(crate) fn wide<T: Element>(value: T) -> f64 {
     f64::from(siglip_kernel::kernel_core::Element::to_f32(value))
 }
 
+/// The 2-norm; a NaN in it stays one.
+pub(crate) fn l2(of: impl Iterator<Item = f64>) -> f64 {
+    of.map(|x| x * x).sum::<f64>().sqrt()
+}
+
 /// The bits of a value; widening is exact, so they tell any two values of one type apart.
 pub(crate) fn bits<T: Element>(value: T) -> u32 {
     siglip_kernel::kernel_core::Element::to_f32(value).to_bits()
