@@ -22,7 +22,7 @@ pub(crate) struct Args {
     /// The card that is meant; `auto` takes the one that is there
     #[arg(long, value_parser = ["h100", "h200", "a100", "auto"])]
     gpu: String,
-    #[arg(long, value_enum, default_value_t = Family::Siglip)]
+    #[arg(long, value_enum, default_value_t = Family::All)]
     family: Family,
     /// Run the peers of bench/peers too, in turn with ours
     #[arg(long)]

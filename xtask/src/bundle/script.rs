@@ -12,7 +12,7 @@ usage() {
     cat <<'TEXT'
 usage: ./run parity [--cases N] [--seed S] [--family F] [--require-gpu]
        ./run bench --gpu h100|h200|a100|auto [--family F] [--peers] [--quick]
-       ./run eval siglip --input IN.safetensors --output OUT.safetensors [--device cpu|cuda:0]
+       ./run eval siglip|swiglu|maxsim --input IN.safetensors --output OUT.safetensors [--device cpu|cuda:0]
        ./run test [ARGUMENTS OF A RUST TEST BINARY]     the GPU tests of every crate; they fail without a GPU
        ./run bench-host [ARGUMENTS OF CRITERION]        the criterion benches, if any were bundled
        ./run doctor | toolchain | compile               see ./run COMMAND --help

@@ -42,27 +42,42 @@ pub(crate) fn parity(files: &[ParityFile]) -> String {
                 ]
             })
             .collect();
-        format!("{}\n\n{}", provenance(&file.header), markdown(&header.map(str::to_owned), &rows))
+        let dates = file.rows.iter().map(|row| row.date.as_str());
+        format!("{}\n\n{}", provenance(&file.header, dates), markdown(&header.map(str::to_owned), &rows))
     });
     or_nothing(tables.collect())
 }
 
-/// What each card reaches on plain copies and plain cuBLASLt products.
+/// What each card reaches on plain copies and plain cuBLASLt products, and what a first call costs: a line a figure, a column a card.
 pub(crate) fn ceilings(files: &[BenchFile]) -> String {
     let measured: Vec<_> = files.iter().filter(|file| !file.ceilings.is_empty()).collect();
     let mut names: Vec<&String> = measured.iter().flat_map(|file| file.ceilings.keys()).collect();
     names.sort();
     names.dedup();
     let header: Vec<String> =
-        std::iter::once("card".to_owned()).chain(names.iter().map(|name| (*name).clone())).collect();
-    let rows: Vec<Vec<String>> = measured
+        std::iter::once("figure".to_owned()).chain(measured.iter().map(|file| file.header.gpu.clone())).collect();
+    let rows: Vec<Vec<String>> = names
         .iter()
-        .map(|file| {
-            let figures = names.iter().map(|name| file.ceilings.get(*name).map_or("-".into(), |v| significant(*v, 4)));
-            std::iter::once(file.header.gpu.clone()).chain(figures).collect()
+        .map(|name| {
+            let figures = measured.iter().map(|f| f.ceilings.get(*name).map_or("-".into(), |v| significant(*v, 4)));
+            std::iter::once(ceiling_name(name).to_owned()).chain(figures).collect()
         })
         .collect();
     if rows.is_empty() { NOTHING.to_owned() } else { markdown(&header, &rows) }
+}
+
+/// What a key of [`BenchFile::ceilings`] stands for, with its unit; a key of another version as it is.
+fn ceiling_name(key: &str) -> &str {
+    match key {
+        "copy_gbps" => "copying on the device, read and written, GB/s",
+        "read_gbps" => "reading, GB/s",
+        "gemm_bf16_tflops" => "cuBLASLt's bf16 product of 8,192 cubed, TF/s",
+        "siglip_first_call_without_cache_s" => "SigLIP's first step, B = 4,096, nothing cached, s",
+        "siglip_first_call_with_cache_s" => "SigLIP's first step, B = 4,096, in a later process, s",
+        "siglip_tuned_first_call_without_cache_s" => "SigLIP's first step with `tune`, B = 65,536, nothing cached, s",
+        "siglip_tuned_first_call_with_cache_s" => "SigLIP's first step with `tune`, B = 65,536, in a later process, s",
+        key => key,
+    }
 }
 
 /// Times and memory of one family, a table for each card and operation: a line a shape, a column an implementation.
@@ -75,10 +90,13 @@ pub(crate) fn bench(files: &[BenchFile], family: &str) -> String {
                 ops.push(&row.op);
             }
         }
+        let newest = file.rows.iter().filter(|row| row.family == family).max_by(|a, b| a.date.cmp(&b.date));
+        let sources = newest.map_or("", |row| row.source_hash.as_str());
         for op in ops {
             let rows: Vec<&BenchRow> = file.rows.iter().filter(|row| row.family == family && row.op == op).collect();
             let what = if op == "step" { "loss and all gradients".to_owned() } else { op.replace('_', " ") };
-            parts.push(format!("**{what}**: {}\n\n{}", provenance(&file.header), op_table(&rows)));
+            let dates = rows.iter().map(|row| row.date.as_str());
+            parts.push(format!("**{what}**: {}\n\n{}", provenance(&file.header, dates), op_table(&rows, sources)));
         }
     }
     or_nothing(parts)
@@ -109,7 +127,8 @@ pub(crate) fn column_name((implementation, route): &(String, String)) -> String 
     }
 }
 
-fn op_table(rows: &[&BenchRow]) -> String {
+/// One operation's shapes. `sources` is the hash of the family's newest rows; rows of others are marked.
+fn op_table(rows: &[&BenchRow], sources: &str) -> String {
     let columns = columns(rows);
     let mut shapes: Vec<(BTreeMap<String, u64>, String)> =
         rows.iter().map(|row| (row.shape.clone(), row.dtype.clone())).collect();
@@ -118,7 +137,7 @@ fn op_table(rows: &[&BenchRow]) -> String {
     let header: Vec<String> = ["shape".to_owned(), "dtype".to_owned()]
         .into_iter()
         .chain(columns.iter().map(column_name))
-        .chain(["ours against the best peer".to_owned()])
+        .chain(["host time of a call", "ours against the best peer", "the same by fastest samples"].map(str::to_owned))
         .collect();
     let lines: Vec<Vec<String>> = shapes
         .iter()
@@ -128,29 +147,48 @@ fn op_table(rows: &[&BenchRow]) -> String {
             let cells = columns.iter().map(|(implementation, route)| {
                 here.iter()
                     .find(|row| &row.implementation == implementation && &row.route == route)
-                    .map_or("-".into(), |r| cell(r))
+                    .map_or("-".into(), |r| cell(r, sources))
             });
-            [shape_name(shape), dtype.clone()].into_iter().chain(cells).chain([ratio(&here)]).collect()
+            let ratios = [ratio(&here, |row| row.ms_median), ratio(&here, |row| row.ms_min)];
+            [shape_name(shape), dtype.clone()]
+                .into_iter()
+                .chain(cells)
+                .chain([host_time(&here)])
+                .chain(ratios)
+                .collect()
         })
         .collect();
-    markdown(&header, &lines)
+    let table = markdown(&header, &lines);
+    if table.contains(OLDER) { format!("{table}\n{OLDER} of earlier sources than the rest.\n") } else { table }
 }
 
-fn cell(row: &BenchRow) -> String {
+/// Marks a figure that is not of the family's newest sources.
+const OLDER: &str = "†";
+
+fn cell(row: &BenchRow, sources: &str) -> String {
     let memory = row.peak_bytes.map(|peak| format!(", {}", bytes(peak))).unwrap_or_default();
-    format!("{} ms ({:.0} TF/s{memory})", milliseconds(row.ms_median), tflops(row.flop, row.ms_median))
+    let older = if row.source_hash == sources { "" } else { OLDER };
+    format!("{} ms{older} ({:.0} TF/s{memory})", milliseconds(row.ms_median), tflops(row.flop, row.ms_median))
+}
+
+fn ours<'a>(rows: &[&'a BenchRow]) -> Option<&'a BenchRow> {
+    rows.iter().copied().find(|row| row.implementation == "ours" && row.auto)
+}
+
+/// Of our automatic route.
+fn host_time(rows: &[&BenchRow]) -> String {
+    ours(rows).and_then(|row| row.host_us).map_or("-".to_owned(), |us| format!("{} µs", significant(us, 3)))
 }
 
 /// How many times faster our automatic route is than the fastest peer, and whether two runs stand behind that; `-` where either was not measured.
-fn ratio(rows: &[&BenchRow]) -> String {
-    let ours = rows.iter().find(|row| row.implementation == "ours" && row.auto);
-    let peers = rows.iter().filter(|row| row.implementation != "ours" && row.implementation != "cublas");
-    let best = peers.min_by(|a, b| a.ms_median.total_cmp(&b.ms_median));
-    match (ours, best) {
+fn ratio(rows: &[&BenchRow], ms: impl Fn(&BenchRow) -> f64) -> String {
+    let peers = rows.iter().copied().filter(|row| row.implementation != "ours" && row.implementation != "cublas");
+    let best = peers.min_by(|a, b| ms(a).total_cmp(&ms(b)));
+    match (ours(rows), best) {
         (Some(ours), Some(best)) => {
             // The rows of one race carry one date.
             let runs = if ours.date == best.date { "" } else { " (two runs)" };
-            format!("{:.2}×{runs}", best.ms_median / ours.ms_median)
+            format!("{:.2}×{runs}", ms(best) / ms(ours))
         }
         _ => "-".to_owned(),
     }
@@ -167,9 +205,14 @@ pub(crate) fn shape_name(shape: &BTreeMap<String, u64>) -> String {
     shape.iter().map(|(name, value)| format!("{name}={}", thousands(*value))).collect::<Vec<_>>().join(" ")
 }
 
-fn provenance(header: &Header) -> String {
-    let day = header.date.split('T').next().unwrap_or_default();
-    format!("{}, driver {}, CUDA {}, {day}", header.gpu, header.driver, header.cuda)
+/// Card, versions, and the day or days on which rows of `dates` (RFC 3339) were measured.
+fn provenance<'a>(header: &Header, dates: impl Iterator<Item = &'a str> + Clone) -> String {
+    let day = |date: &'a str| date.split('T').next().unwrap_or_default();
+    let days = match (dates.clone().map(day).min(), dates.map(day).max()) {
+        (Some(first), Some(last)) if first != last => format!("{first} to {last}"),
+        (_, last) => last.unwrap_or_default().to_owned(),
+    };
+    format!("{}, driver {}, CUDA {}, {days}", header.gpu, header.driver, header.cuda)
 }
 
 fn or_nothing(parts: Vec<String>) -> String {
