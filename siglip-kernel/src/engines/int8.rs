@@ -3,6 +3,7 @@
 use kernel_core::sm90::{GemmShape, MatrixAt};
 use kernel_core::{Error, Gpu, LastMaps, MapType, TensorMap};
 
+use super::logits::Logits;
 use super::sm90::{GRADIENT_BAND, LOGITS_BAND, matrix};
 use super::{At, Call, Engine, Int8At};
 use crate::blocks::{Block, Blocks, TILE};
@@ -17,20 +18,14 @@ const STORE: [usize; 2] = [64, 16];
 
 pub(crate) struct Int8Engine {
     quantize: QuantizeInt8,
-    loss: Logits,
-    loss_and_gradient: Logits,
+    loss: Logits<LogitsInt8>,
+    loss_and_gradient: Logits<LogitsInt8>,
     /// Where G and its transpose are stored.
     store: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
     d_img: Product,
     d_txt: Product,
     problem: Problem,
     blocks: Blocks,
-}
-
-/// A logit kernel, and the maps of images and texts as it reads them.
-struct Logits {
-    kernel: LogitsInt8,
-    maps: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
 }
 
 /// A gradient kernel, with the maps of G (or its transpose), of the other side's transposed rows and of the sums.
@@ -66,9 +61,7 @@ impl Product {
 impl Int8Engine {
     pub(crate) fn new(gpu: &Gpu, pass: &Pass) -> Result<Self> {
         let Pass { ref problem, blocks, .. } = *pass;
-        let logits = |gradient| -> Result<Logits> {
-            Ok(Logits { kernel: LogitsInt8::new(gpu, gradient)?, maps: LastMaps::new() })
-        };
+        let logits = |gradient| -> Result<_> { Ok(Logits::new(LogitsInt8::new(gpu, gradient)?)) };
         Ok(Self {
             quantize: QuantizeInt8::new(gpu, problem.dtype)?,
             loss: logits(false)?,
@@ -133,8 +126,7 @@ impl Engine for Int8Engine {
             .with_a_origin(block.row, 0)
             .with_b_origin(block.col, 0);
         let of_txt = logits.kernel.text_rows();
-        let [img, txt] =
-            logits.maps.of(inputs, || Ok::<_, Error>([inputs[0].k_major(1)?, inputs[1].k_major_rows(of_txt)?]))?;
+        let [img, txt] = logits.maps(inputs, of_txt)?;
         // Without gradients there is no G, and the kernel follows no map of it: any will do.
         let [g, transpose] = match call.gradient {
             true => self

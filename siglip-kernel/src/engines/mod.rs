@@ -3,6 +3,7 @@
 mod f32;
 mod gemms;
 mod int8;
+mod logits;
 mod portable;
 mod sm90;
 mod split;

@@ -5,6 +5,7 @@ use kernel_core::sm90::{GemmShape, MatrixAt};
 use kernel_core::{Error, Gpu, LastMaps, MapType, TensorMap};
 
 use super::gemms::Gemms;
+use super::logits::Logits;
 use super::{At, Call, Engine, apart};
 use crate::blocks::{Block, Blocks, NARROW, TILE, WIDE};
 use crate::design::{Gradient, Pass};
@@ -24,9 +25,9 @@ pub(super) const GRADIENT_BAND: u32 = 4;
 pub(crate) struct Sm90Engine {
     /// Of route fp8.
     quantize: Option<QuantizeFp8>,
-    loss: Logits,
+    loss: Logits<LogitsSm90>,
     /// Not where fused launches make G.
-    loss_and_gradient: Option<Logits>,
+    loss_and_gradient: Option<Logits<LogitsSm90>>,
     /// Where logit kernels store G. In low memory it moves within a call.
     store_g: LastMaps<MatrixAt, TensorMap>,
     img_side: Side,
@@ -34,12 +35,6 @@ pub(crate) struct Sm90Engine {
     fused: Option<Fused>,
     problem: Problem,
     blocks: Blocks,
-}
-
-/// A logit kernel, and the maps of images and texts as it reads them.
-struct Logits {
-    kernel: LogitsSm90,
-    maps: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
 }
 
 /// Logits and the rows' product in one launch, with the maps of images and texts, of G, and of the accumulators.
@@ -168,9 +163,8 @@ impl Sm90Engine {
         let Pass { ref problem, blocks, logit_columns, fused } = *pass;
         let dtype = problem.dtype;
         let library = gradients.0 != Gradient::Direct && gradients.1 != Gradient::Direct;
-        let logits = |gradient, columns| -> Result<Logits> {
-            Ok(Logits { kernel: LogitsSm90::new(gpu, dtype, gradient, fp8, columns)?, maps: LastMaps::new() })
-        };
+        let logits =
+            |gradient, columns| -> Result<_> { Ok(Logits::new(LogitsSm90::new(gpu, dtype, gradient, fp8, columns)?)) };
         Ok(Self {
             quantize: fp8.then(|| QuantizeFp8::new(gpu, dtype)).transpose()?,
             loss: logits(false, NARROW)?,
@@ -248,7 +242,7 @@ impl Engine for Sm90Engine {
             .with_a_origin(block.row, 0)
             .with_b_origin(block.col, 0);
         let of_txt = logits.kernel.text_rows();
-        let [img, txt] = logits.maps.of([img, txt], || Ok::<_, Error>([img.k_major(1)?, txt.k_major_rows(of_txt)?]))?;
+        let [img, txt] = logits.maps([img, txt], of_txt)?;
         // Without gradients there is no G, and the kernel follows no map of it: any will do.
         let g = if call.gradient { self.store_g.of(g, || g.warp_store())? } else { img };
         // SAFETY: the maps are of the call's live memory; `sums` has a slot for every warp.

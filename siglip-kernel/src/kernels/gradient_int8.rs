@@ -4,9 +4,13 @@ use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, TILE, launch_config};
 use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, TensorMap};
 
+use super::gradient_tiles::columns;
 use super::load;
 use crate::error::Result;
 use crate::programs;
+
+/// What the additions to a tile's f32 sums take, as so many of its columns (H200).
+const ADDITIONS: usize = 256;
 
 /// `GradientInt8Params` of the kernel.
 #[repr(C)]
@@ -31,9 +35,9 @@ pub(crate) struct GradientInt8 {
 }
 
 impl GradientInt8 {
-    /// `rows`: of a block's output, which is `dim` wide.
-    pub(crate) fn new(gpu: &Gpu, [rows, dim]: [usize; 2]) -> Result<Self> {
-        let columns = columns(rows, dim, gpu.info().sm_count as usize);
+    /// `output`: rows and columns of a block's.
+    pub(crate) fn new(gpu: &Gpu, output: [usize; 2]) -> Result<Self> {
+        let columns = columns(output, ADDITIONS, gpu.info().sm_count as usize);
         Ok(Self { kernel: load(gpu, &programs::gradient_int8(columns))?, columns })
     }
 
@@ -55,23 +59,5 @@ impl GradientInt8 {
         let config = launch_config(info, shape.tiles_of([TILE, self.columns]), 1);
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(stream, &config, &[a, b, out, &shape, &params]) }?)
-    }
-}
-
-/// Columns of a tile: by its waves, and what one costs, to which its rows' additions add as much as 256 columns would (H200).
-fn columns(rows: usize, dim: usize, sms: usize) -> usize {
-    let time = |columns: usize| (rows.div_ceil(TILE) * dim.div_ceil(columns)).div_ceil(sms) * (columns + 256);
-    if time(192) <= time(128) { 192 } else { 128 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tiles_are_wide_but_where_narrow_ones_save_waves() {
-        for (rows, dim, expected) in [(11_264, 768, 192), (8192, 768, 192), (128, 768, 128), (5504, 768, 128)] {
-            assert_eq!(columns(rows, dim, 132), expected, "{rows} x {dim}");
-        }
     }
 }

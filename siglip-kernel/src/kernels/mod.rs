@@ -5,6 +5,7 @@ pub(crate) mod fused_sm90;
 pub(crate) mod gradient_int8;
 pub(crate) mod gradient_sm90;
 pub(crate) mod gradient_split;
+mod gradient_tiles;
 pub(crate) mod logits_int8;
 pub(crate) mod logits_portable;
 pub(crate) mod logits_sm90;
@@ -12,6 +13,7 @@ pub(crate) mod logits_split;
 pub(crate) mod pairs_f32;
 pub(crate) mod quantize_fp8;
 pub(crate) mod quantize_int8;
+mod rows;
 pub(crate) mod split_inputs;
 
 pub(crate) use finalize::{Finalize, GradientFactor, PadParams, PositivePairs, ReduceParams, ScaleParams};

@@ -1,15 +1,13 @@
 //! `cuda/quantize_fp8.cu`: e4m3 copies of the inputs and the exact dot products of the positive pairs.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg};
 
 use super::load;
+use super::rows::{by_rows, most_blocks};
 use crate::error::Result;
 use crate::programs;
 
-const THREADS: u32 = 256;
-const ROWS_PER_BLOCK: u32 = THREADS / 32;
-const BLOCKS_PER_SM: u32 = 8;
 /// Of images, of texts.
 pub(crate) const EXPONENTS: usize = 2;
 
@@ -62,7 +60,7 @@ impl QuantizeFp8 {
 
     /// Elements of `peaks` that a launch on this device writes, at most.
     pub(crate) fn peaks(info: &DeviceInfo) -> usize {
-        EXPONENTS * (info.sm_count * BLOCKS_PER_SM) as usize
+        EXPONENTS * most_blocks(info) as usize
     }
 
     /// Queues copies, exponents and positives.
@@ -71,9 +69,7 @@ impl QuantizeFp8 {
     /// The addresses in `params` must be live memory of the sizes that they say.
     pub(crate) unsafe fn launch(&self, stream: &CudaStream, info: &DeviceInfo, params: QuantizeParams) -> Result<()> {
         let rows = params.sides[0].rows.max(params.sides[1].rows);
-        let blocks = rows.div_ceil(ROWS_PER_BLOCK).min(info.sm_count * BLOCKS_PER_SM);
-        let images = LaunchConfig::linear(blocks, THREADS).with_programmatic(true);
-        let both = LaunchConfig { grid: [blocks, 2, 1], ..images };
+        let [images, both] = [1, 2].map(|sides| by_rows(info, rows, sides));
         // SAFETY: the argument matches the kernels' parameter; the memory is the caller's promise.
         unsafe {
             self.peaks.launch(stream, &both, &[&params])?;

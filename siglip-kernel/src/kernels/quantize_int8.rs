@@ -5,12 +5,10 @@ use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
 
 use super::load;
+use super::rows::{THREADS, by_rows};
 use crate::error::Result;
 use crate::programs;
 
-const THREADS: u32 = 256;
-const ROWS_PER_BLOCK: u32 = THREADS / 32;
-const BLOCKS_PER_SM: u32 = 8;
 /// Of the sums and the largest magnitudes of columns.
 pub(crate) const SLICES: u32 = 128;
 /// What a block transposes.
@@ -88,10 +86,8 @@ impl QuantizeInt8 {
         gradient: bool,
     ) -> Result<()> {
         let rows = params.sides[0].rows.max(params.sides[1].rows);
-        let blocks = rows.div_ceil(ROWS_PER_BLOCK).min(info.sm_count * BLOCKS_PER_SM);
         let columns = LaunchConfig::linear(params.cols.div_ceil(THREADS), THREADS).with_programmatic(true);
         let slices = LaunchConfig { grid: [columns.grid[0], SLICES, 2], ..columns };
-        let by_rows = LaunchConfig { grid: [blocks, 2, 1], ..columns };
         // A grid is no wider in y: blocks go on by as many columns.
         let [tall, wide] = [rows.div_ceil(TRANSPOSED_ROWS), params.cols.div_ceil(TRANSPOSED_COLS).min(65_535)];
         let tiles = LaunchConfig { grid: [tall, wide, 2], ..columns };
@@ -99,7 +95,7 @@ impl QuantizeInt8 {
         unsafe {
             self.columns.launch(stream, &slices, &[&params])?;
             self.means.launch(stream, &columns, &[&params])?;
-            self.rows.launch(stream, &by_rows, &[&params])?;
+            self.rows.launch(stream, &by_rows(info, rows, 2), &[&params])?;
             if gradient {
                 self.transpose.launch(stream, &tiles, &[&params])?;
             }
