@@ -15,6 +15,7 @@ use crate::gemm::LtHandle;
 use crate::kernel::{Kernel, KernelTable};
 use crate::probe::{self, Library};
 use crate::program::Program;
+use crate::variant::Variant;
 
 /// The oldest CUDA version a driver must support: tensor maps and cluster launches came with 12.0.
 const MINIMUM_DRIVER: u32 = 12000;
@@ -280,6 +281,15 @@ impl Gpu {
     /// [`Error::MissingLibrary`] without NVRTC, [`Error::Compile`], [`Error::Driver`] when the image or the entry cannot be loaded.
     pub fn kernel(&self, program: &Program, entry: &str, defines: &[(&str, String)]) -> Result<Kernel> {
         self.shared.kernels.get(&self.shared.context, self.info(), program, entry, defines)
+    }
+
+    /// Compiles side by side what [`Gpu::kernel`] will be asked for, so that it only loads it: the first of several kernels need not wait for each of them in
+    /// turn. What is compiled already costs a map look-up. Several kernels of one program with the same macros are compiled once.
+    ///
+    /// # Errors
+    /// [`Error::MissingLibrary`] without NVRTC; [`Error::Compile`] for the first one that does not compile.
+    pub fn compile(&self, variants: &[Variant]) -> Result<()> {
+        self.shared.kernels.compile(&self.info().arch(), variants)
     }
 
     /// Demands that something of `context` can be used here.

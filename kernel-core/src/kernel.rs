@@ -1,6 +1,6 @@
 //! Loaded kernels.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -8,11 +8,13 @@ use cudarc::driver::sys::{self, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
 
-use crate::compile::compile;
+use crate::arch::Arch;
+use crate::compile::{CubinCache, compile, compile_all_in};
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceInfo, lock, same_context};
 use crate::launch::{KernelArg, LaunchConfig, pointers};
 use crate::program::Program;
+use crate::variant::Variant;
 
 /// Dynamic shared memory that every kernel may use without opting in.
 const SHARED_WITHOUT_OPT_IN: u32 = 48 * 1024;
@@ -250,9 +252,11 @@ impl ModuleKey {
     }
 }
 
-/// One compiled and loaded program with the kernels taken from it so far.
+/// One compiled program, and once it is loaded the kernels taken from it so far.
 #[derive(Default)]
 struct Loaded {
+    /// Compiled ahead; the module takes its place.
+    image: Option<Vec<u8>>,
     module: Option<Arc<CudaModule>>,
     kernels: HashMap<String, Kernel>,
 }
@@ -262,6 +266,34 @@ struct Loaded {
 pub(crate) struct KernelTable(Mutex<HashMap<ModuleKey, Arc<Mutex<Loaded>>>>);
 
 impl KernelTable {
+    /// Compiles side by side the programs of `variants` that are not here yet.
+    pub(crate) fn compile(&self, arch: &Arch, variants: &[Variant]) -> Result<()> {
+        let mut seen = HashSet::new();
+        let (missing, slots): (Vec<Variant>, Vec<_>) = variants
+            .iter()
+            .filter_map(|variant| {
+                let slot = self.slot(variant.program, &variant.defines);
+                let here = |loaded: &Loaded| loaded.module.is_some() || loaded.image.is_some();
+                let new = seen.insert(Arc::as_ptr(&slot)) && !here(&lock(&slot));
+                new.then(|| (variant.clone(), slot))
+            })
+            .unzip();
+        let cubins = compile_all_in(&CubinCache::default_location(), &missing, arch);
+        for (cubin, slot) in cubins.into_iter().zip(slots) {
+            let mut loaded = lock(&slot);
+            let image = cubin?.image;
+            // Another thread may have loaded it meanwhile.
+            if loaded.module.is_none() {
+                loaded.image = Some(image);
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&self, program: &Program, defines: &[(&str, String)]) -> Arc<Mutex<Loaded>> {
+        lock(&self.0).entry(ModuleKey::new(program, defines)).or_default().clone()
+    }
+
     pub(crate) fn get(
         &self,
         context: &Arc<CudaContext>,
@@ -270,7 +302,7 @@ impl KernelTable {
         entry: &str,
         defines: &[(&str, String)],
     ) -> Result<Kernel> {
-        let slot = lock(&self.0).entry(ModuleKey::new(program, defines)).or_default().clone();
+        let slot = self.slot(program, defines);
         let mut loaded = lock(&slot);
         if let Some(kernel) = loaded.kernels.get(entry) {
             return Ok(kernel.clone());
@@ -278,9 +310,11 @@ impl KernelTable {
         let module = match &loaded.module {
             Some(module) => module.clone(),
             None => {
-                let cubin = compile(program, &info.arch(), defines)?;
-                let module =
-                    context.load_module(Ptx::from_binary(cubin.image)).map_err(Error::driver("cuModuleLoadData"))?;
+                let image = match loaded.image.take() {
+                    Some(image) => image,
+                    None => compile(program, &info.arch(), defines)?.image,
+                };
+                let module = context.load_module(Ptx::from_binary(image)).map_err(Error::driver("cuModuleLoadData"))?;
                 loaded.module.insert(module).clone()
             }
         };

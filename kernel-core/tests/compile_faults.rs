@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use kernel_core::Error;
 use kernel_core::arch::Arch;
-use kernel_core::compile::{Cubin, CubinCache, compile_in};
+use kernel_core::compile::{Cubin, CubinCache, compile_all_in, compile_in, compile_with_report_in};
 use kernel_core::program::Program;
+use kernel_core::variant::Variant;
 use nvrtc::skip_without_nvrtc;
 
 /// Uses a header, a macro and static shared memory, so that each shows when it gets lost.
@@ -39,6 +40,12 @@ fn scale(cache: &CubinCache) -> Cubin {
     compile_in(cache, &SCALE, &arch(), &[("TILE", "128".into())]).expect("no fault of the cache is an error")
 }
 
+/// The same with registers and spills in the log.
+fn scale_with_report(cache: &CubinCache) -> Cubin {
+    compile_with_report_in(cache, &SCALE, &arch(), &[("TILE", "128".into())])
+        .expect("no fault of the cache is an error")
+}
+
 fn only_file(directory: &Path) -> PathBuf {
     let files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -51,7 +58,7 @@ fn every_architecture_gives_machine_code_and_a_report() {
         return;
     }
     for arch in Arch::ALL {
-        let cubin = compile_in(&CubinCache::disabled(), &SCALE, &arch, &[("TILE", "128".into())]).unwrap();
+        let cubin = compile_with_report_in(&CubinCache::disabled(), &SCALE, &arch, &[("TILE", "128".into())]).unwrap();
         assert!(cubin.image.starts_with(b"\x7fELF") && !cubin.from_cache);
         let report = cubin.report();
         let usage = report.entry("scale").expect("the kernel's line in the log");
@@ -112,12 +119,69 @@ fn the_cache_gives_the_same_code_and_log() {
     }
     let root = tempfile::tempdir().unwrap();
     let cache = CubinCache::at(root.path());
-    let (first, second) = (scale(&cache), scale(&cache));
+    let (first, second) = (scale_with_report(&cache), scale_with_report(&cache));
     assert!(!first.from_cache && second.from_cache);
     assert_eq!((&first.image, &first.log), (&second.image, &second.log));
     assert!(second.report().entry("scale").is_some());
-    let other = compile_in(&cache, &SCALE, &arch(), &[("TILE", "64".into())]).unwrap();
+    let other = compile_with_report_in(&cache, &SCALE, &arch(), &[("TILE", "64".into())]).unwrap();
     assert!(!other.from_cache && other.report().entry("scale").unwrap().shared_bytes == 256);
+}
+
+#[test]
+fn a_report_is_made_for_those_who_ask() {
+    if skip_without_nvrtc() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let cache = CubinCache::at(root.path());
+    let plain = scale(&cache);
+    assert!(plain.report().usage.is_empty(), "{}", plain.log);
+    let reported = scale_with_report(&cache);
+    assert!(!reported.from_cache && reported.report().entry("scale").is_some());
+    let again = scale(&cache);
+    assert!(again.from_cache && again.log == reported.log && again.image == reported.image);
+    only_file(root.path());
+}
+
+/// [`SCALE`] with tiles of so many elements.
+fn variant(tile: &str) -> Variant {
+    Variant { program: &SCALE, entry: "scale", defines: vec![("TILE", tile.into())], hot: true, min_arch: None }
+}
+
+#[test]
+fn several_are_compiled_side_by_side() {
+    if skip_without_nvrtc() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let cache = CubinCache::at(root.path());
+    let tiles = [32, 64, 96, 128, 160, 192];
+    let variants = tiles.map(|tile| variant(&tile.to_string()));
+    for (cache, from_cache) in [(&CubinCache::disabled(), false), (&cache, false), (&cache, true)] {
+        let cubins = compile_all_in(cache, &variants, &arch());
+        assert_eq!(cubins.len(), variants.len());
+        for (cubin, variant) in cubins.into_iter().zip(&variants) {
+            let (cubin, alone) = (cubin.unwrap(), compile_in(cache, &SCALE, &arch(), &variant.defines).unwrap());
+            assert_eq!((cubin.from_cache, &cubin.image), (from_cache, &alone.image), "{:?}", variant.defines);
+        }
+    }
+    assert!(compile_all_in(&cache, &[], &arch()).is_empty());
+}
+
+#[test]
+fn one_that_does_not_compile_leaves_the_others() {
+    if skip_without_nvrtc() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let cache = CubinCache::at(root.path());
+    let variants = [variant("32"), variant("undeclared"), variant("64"), variant("-1")];
+    let cubins = compile_all_in(&cache, &variants, &arch());
+    let compiled: Vec<bool> = cubins.iter().map(Result::is_ok).collect();
+    assert_eq!(compiled, [true, false, true, false]);
+    let message = cubins[1].as_ref().unwrap_err().to_string();
+    assert!(message.contains("test/scale") && message.contains("undeclared"), "{message}");
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
 }
 
 #[test]
@@ -176,7 +240,7 @@ fn threads_share_one_compilation() {
     let cubins: Vec<Cubin> = std::thread::scope(|scope| {
         let start = || {
             barrier.wait();
-            scale(&cache)
+            scale_with_report(&cache)
         };
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()

@@ -1,5 +1,9 @@
 //! What a plan will do: which kernels, which blocks, in how many passes. Decided without touching the device.
 
+mod variants;
+
+pub use variants::plan_variants;
+
 use kernel_core::{Arch, DType, DeviceInfo};
 
 use crate::blocks::{Blocks, Limits, TILE, logit_waves};

@@ -169,6 +169,7 @@ mod workspace;
 pub use kernel_core;
 pub use kernel_core::{DType, Gpu, MatrixView, MatrixViewMut, Scalar, VectorViewMut};
 
+pub use design::plan_variants;
 pub use error::{Error, Result};
 pub use io::{Inputs, Outputs};
 pub use plan::{Plan, workspace_bytes};

@@ -80,6 +80,7 @@ impl Plan {
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let design = Design::new(gpu.info(), &problem, &options)?;
         let (layout, regions) = Regions::layout(&design, gpu.info());
+        gpu.compile(&design.variants(gpu.info()))?;
         let engine = |pass: &Pass| -> Result<Box<dyn Engine>> {
             Ok(match design.engine {
                 Kind::Sm90 => Box::new(Sm90Engine::new(gpu, pass, design.route == Route::Fp8, design.gradients(pass))?),

@@ -164,7 +164,7 @@ pub(crate) fn gradient_split(transposed: bool, columns: usize) -> Variant {
     }
 }
 
-/// `entry`: `siglip_reduce`, `siglip_scale` or `siglip_pad`.
+/// `entry`: one of [`FINALIZE_ENTRIES`].
 pub(crate) fn finalize(dtype: DType, entry: &'static str) -> Variant {
     Variant {
         program: &FINALIZE,
@@ -191,9 +191,10 @@ pub(crate) fn quantize_int8(dtype: DType, entry: &'static str) -> Variant {
     Variant { program: &QUANTIZE_INT8, entry, ..quantize_fp8(dtype, entry) }
 }
 
+pub(crate) const FINALIZE_ENTRIES: [&str; 3] = ["siglip_reduce", "siglip_scale", "siglip_pad"];
 /// In the order of their launches.
-const FP8_ENTRIES: [&str; 3] = ["siglip_fp8_peaks", "siglip_fp8_quantize", "siglip_fp8_positives"];
-const INT8_ENTRIES: [&str; 4] =
+pub(crate) const FP8_ENTRIES: [&str; 3] = ["siglip_fp8_peaks", "siglip_fp8_quantize", "siglip_fp8_positives"];
+pub(crate) const INT8_ENTRIES: [&str; 4] =
     ["siglip_int8_columns", "siglip_int8_means", "siglip_int8_rows", "siglip_int8_transpose"];
 
 /// Every kernel that this crate can launch.
@@ -231,9 +232,7 @@ pub fn variants() -> Vec<Variant> {
     }
     all.push(split_inputs());
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
-        for entry in ["siglip_reduce", "siglip_scale", "siglip_pad"] {
-            all.push(finalize(dtype, entry));
-        }
+        all.extend(FINALIZE_ENTRIES.map(|entry| finalize(dtype, entry)));
     }
     all
 }

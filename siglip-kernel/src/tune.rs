@@ -5,11 +5,11 @@ use kernel_core::cudarc::driver::sys::CUevent_flags;
 use kernel_core::half::{bf16, f16};
 use kernel_core::{
     AutotuneCache, AutotuneMode, DType, DeviceInfo, Element, Gpu, MatrixView, MatrixViewMut, Program, Scalar, TuneKey,
-    VectorViewMut, source_hash,
+    Variant, VectorViewMut, source_hash,
 };
 
 use crate::blocks::TILE;
-use crate::design::Design;
+use crate::design::{Design, plan_variants};
 use crate::error::{Error, Result};
 use crate::io::{Inputs, Outputs};
 use crate::plan::Plan;
@@ -66,7 +66,8 @@ pub fn tune_in(
 
 /// What is measured.
 struct Candidates {
-    /// The problem, or a part of it that takes no longer than there is to gain.
+    problem: Problem,
+    /// All of it, or a part that takes no longer than there is to gain.
     sample: Problem,
     route: Route,
     /// The default first; all of different blocks.
@@ -83,7 +84,7 @@ impl Candidates {
             let longer = if sample.rows > sample.cols { &mut sample.rows } else { &mut sample.cols };
             *longer = longer.div_ceil(2);
         }
-        let mut candidates = Self { sample, route: whole.route, chunks: vec![options.chunk] };
+        let mut candidates = Self { problem: *problem, sample, route: whole.route, chunks: vec![options.chunk] };
         if options.chunk != Chunk::Auto || whole.route == Route::LowMemory {
             return Ok(candidates);
         }
@@ -122,6 +123,16 @@ impl Candidates {
         }
     }
 
+    /// The kernels of all candidates, and of the plan that is made with one of them.
+    fn variants(&self, info: &DeviceInfo) -> Result<Vec<Variant>> {
+        let of = |&chunk| {
+            let options = Options { route: self.route, chunk };
+            let [sample, whole] = [&self.sample, &self.problem].map(|problem| plan_variants(info, problem, &options));
+            Ok([sample?, whole?].concat())
+        };
+        Ok(self.chunks.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
+    }
+
     fn plan(&self, gpu: &Gpu, candidate: usize) -> Result<Plan> {
         Plan::new(gpu, self.sample, Options { route: self.route, chunk: self.chunks[candidate] })
     }
@@ -133,6 +144,7 @@ fn measure<T: Element>(gpu: &Gpu, candidates: &Candidates) -> impl FnMut(usize) 
     move |candidate| {
         let mut timed = || -> Result<f32> {
             if rehearsal.is_none() {
+                gpu.compile(&candidates.variants(gpu.info())?)?;
                 let mut made = Rehearsal::<T>::new(gpu, &candidates.sample)?;
                 let mut plan = candidates.plan(gpu, candidate)?;
                 (0..WARM_UP).try_for_each(|_| made.step(gpu, &mut plan).map(|_| ()))?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use kernel_core::compile::{CompileReport, CompileWarning, ResourceUsage, compile_in, nvrtc_version};
+use kernel_core::compile::{CompileReport, CompileWarning, ResourceUsage, compile_with_report_in, nvrtc_version};
 use kernel_core::{Arch, CubinCache, Variant};
 use rayon::prelude::*;
 
@@ -130,7 +130,7 @@ fn units(variants: Vec<Variant>, archs: &[Arch]) -> Vec<Unit> {
 /// The log (or the error) and one row a kernel.
 fn compile_unit(cache: &CubinCache, unit: &Unit) -> (String, Vec<Row>) {
     let first = &unit.variants[0];
-    match compile_in(cache, first.program, &unit.arch, &first.defines) {
+    match compile_with_report_in(cache, first.program, &unit.arch, &first.defines) {
         Ok(cubin) => {
             let report = cubin.report();
             let rows = unit.variants.iter().map(|variant| judge(variant, unit.arch, &report)).collect();

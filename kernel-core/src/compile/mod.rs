@@ -12,4 +12,4 @@ mod pipeline;
 pub use cache::CubinCache;
 pub use log::{CompileReport, CompileWarning, ResourceUsage};
 pub use nvrtc::nvrtc_version;
-pub use pipeline::{Cubin, compile, compile_in};
+pub use pipeline::{Cubin, compile, compile_all_in, compile_in, compile_with_report_in};

@@ -1,8 +1,13 @@
 //! From a [`Program`] to a [`Cubin`]: the flags, the key, the cache, and one compilation at a time for each key.
+//!
+//! Registers and spills are left to those who ask: NVRTC that reports them (`--ptxas-options=-v`) compiles one program at a time, on whatever threads.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::thread;
 
 use super::cache::CubinCache;
 use super::log::CompileReport;
@@ -10,13 +15,14 @@ use super::nvrtc;
 use crate::arch::Arch;
 use crate::error::{Error, Result};
 use crate::program::{FieldHash, Program, hash_program};
+use crate::variant::Variant;
 
 /// Machine code for one architecture, with what the compiler said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cubin {
     /// The CUBIN, an ELF file for `cuModuleLoadData`.
     pub image: Vec<u8>,
-    /// NVRTC's log: warnings, and ptxas's registers and spills. The same whether it was compiled now or read from the cache.
+    /// NVRTC's log: warnings, and from [`compile_with_report_in`] ptxas's registers and spills. The same whether it was compiled now or read from the cache.
     pub log: String,
     /// Whether it came from the disk cache.
     pub from_cache: bool,
@@ -49,6 +55,68 @@ pub fn compile(program: &Program, arch: &Arch, defines: &[(&str, String)]) -> Re
 /// # Errors
 /// As [`compile()`]. Nothing about the cache is an error.
 pub fn compile_in(cache: &CubinCache, program: &Program, arch: &Arch, defines: &[(&str, String)]) -> Result<Cubin> {
+    cached(cache, program, arch, defines, Log::Warnings)
+}
+
+/// [`compile_in`] with registers and spills in the log, for [`Cubin::report`]. The code is the same, and so is its place in the cache; what lies there without
+/// them is compiled again. Compilations with a report do not run side by side: NVRTC makes one wait for the other.
+///
+/// # Errors
+/// As [`compile_in`].
+pub fn compile_with_report_in(
+    cache: &CubinCache,
+    program: &Program,
+    arch: &Arch,
+    defines: &[(&str, String)],
+) -> Result<Cubin> {
+    cached(cache, program, arch, defines, Log::Resources)
+}
+
+/// [`compile_in`] for several kernels side by side, on as many threads as this process may run at once. In their order; kernels of one program with the same
+/// macros are one program, and should be here once.
+pub fn compile_all_in(cache: &CubinCache, variants: &[Variant], arch: &Arch) -> Vec<Result<Cubin>> {
+    let results: Vec<OnceLock<Result<Cubin>>> = variants.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(Variant { program, defines, .. }) = variants.get(at) else { return };
+            // Nobody else has this index.
+            let _ = results[at].set(compile_in(cache, program, arch, defines));
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(variants.len());
+    thread::scope(|scope| {
+        // This thread is one of them. What cannot be started is no loss but of time.
+        for _ in 1..threads {
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    results.into_iter().filter_map(OnceLock::into_inner).collect()
+}
+
+/// What a log holds beside errors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Log {
+    Warnings,
+    /// Registers and spills too.
+    Resources,
+}
+
+impl Log {
+    fn is_met_by(self, log: &str) -> bool {
+        self == Log::Warnings || !CompileReport::parse(log).usage.is_empty()
+    }
+}
+
+fn cached(
+    cache: &CubinCache,
+    program: &Program,
+    arch: &Arch,
+    defines: &[(&str, String)],
+    wanted: Log,
+) -> Result<Cubin> {
     let options = options(arch, defines)?;
     let version = nvrtc::nvrtc_version()?;
     let key = key(program, &options, version);
@@ -57,13 +125,13 @@ pub fn compile_in(cache: &CubinCache, program: &Program, arch: &Arch, defines: &
     // Threads that want the same wait here for the first of them, and take its result.
     let slot = Slot::enter(cache, &key);
     let mut done = slot.result.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(cubin) = &*done {
+    if let Some(cubin) = done.as_ref().filter(|cubin| wanted.is_met_by(&cubin.log)) {
         return Ok(cubin.clone());
     }
-    let cubin = match cache.load(&stem, &key) {
+    let cubin = match cache.load(&stem, &key).filter(|(_, log)| wanted.is_met_by(log)) {
         Some((image, log)) => Cubin { image, log, from_cache: true },
         None => {
-            let cubin = run(program, arch, &options)?;
+            let cubin = run(program, arch, options, wanted)?;
             cache.store(&stem, &key, &cubin.image, &cubin.log);
             cubin
         }
@@ -72,9 +140,12 @@ pub fn compile_in(cache: &CubinCache, program: &Program, arch: &Arch, defines: &
     Ok(cubin)
 }
 
-fn run(program: &Program, arch: &Arch, options: &[String]) -> Result<Cubin> {
+fn run(program: &Program, arch: &Arch, mut options: Vec<String>, wanted: Log) -> Result<Cubin> {
+    if wanted == Log::Resources {
+        options.push("--ptxas-options=-v".to_owned());
+    }
     let headers: Vec<(&str, &str)> = program.all_headers().collect();
-    let compiled = nvrtc::run(&format!("{}.cu", program.name), program.source, &headers, options)?;
+    let compiled = nvrtc::run(&format!("{}.cu", program.name), program.source, &headers, &options)?;
     match compiled.image {
         Ok(image) => Ok(Cubin { image, log: compiled.log, from_cache: false }),
         Err(failure) => Err(Error::Compile {
@@ -85,7 +156,7 @@ fn run(program: &Program, arch: &Arch, options: &[String]) -> Result<Cubin> {
     }
 }
 
-/// The compiler's command line.
+/// The compiler's command line, as far as the code depends on it.
 fn options(arch: &Arch, defines: &[(&str, String)]) -> Result<Vec<String>> {
     let mut options = vec![
         // A real architecture: a virtual one would give PTX and an empty CUBIN.
@@ -93,8 +164,6 @@ fn options(arch: &Arch, defines: &[(&str, String)]) -> Result<Vec<String>> {
         "--std=c++17".to_owned(),
         // Functions without __device__ are device functions: there is no host side here.
         "-default-device".to_owned(),
-        // Registers and spills go into the log.
-        "--ptxas-options=-v".to_owned(),
     ];
     for (name, value) in defines {
         let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');

@@ -4,8 +4,7 @@ use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, TILE, launch_config};
 use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, TensorMap};
 
-use super::gradient_tiles::columns;
-use super::load;
+use super::{gradient_tiles, load};
 use crate::error::Result;
 use crate::programs;
 
@@ -37,7 +36,7 @@ pub(crate) struct GradientInt8 {
 impl GradientInt8 {
     /// `output`: rows and columns of a block's.
     pub(crate) fn new(gpu: &Gpu, output: [usize; 2]) -> Result<Self> {
-        let columns = columns(output, ADDITIONS, gpu.info().sm_count as usize);
+        let columns = columns(output, gpu.info().sm_count as usize);
         Ok(Self { kernel: load(gpu, &programs::gradient_int8(columns))?, columns })
     }
 
@@ -60,4 +59,9 @@ impl GradientInt8 {
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(stream, &config, &[a, b, out, &shape, &params]) }?)
     }
+}
+
+/// Columns of the tiles of a product with such an output (rows, columns).
+pub(crate) fn columns(output: [usize; 2], sms: usize) -> usize {
+    gradient_tiles::columns(output, ADDITIONS, sms)
 }

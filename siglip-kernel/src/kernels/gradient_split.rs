@@ -38,7 +38,7 @@ impl GradientSplit {
     /// `transposed`: the product Gᵀ · img; otherwise G · txt. The wider tile moves less memory; the narrower one is for widths that leave less of
     /// it empty.
     pub(crate) fn new(gpu: &Gpu, dim: usize, transposed: bool) -> Result<Self> {
-        let columns = if dim.next_multiple_of(192) <= dim.next_multiple_of(128) { 192 } else { 128 };
+        let columns = columns(dim);
         Ok(Self { kernel: load(gpu, &programs::gradient_split(transposed, columns))?, tile: [128, columns] })
     }
 
@@ -57,4 +57,9 @@ impl GradientSplit {
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(stream, &config, &[g, other, &shape, &planes, &params]) }?)
     }
+}
+
+/// Columns of a tile: 192, unless fewer of them would be outside of the gradient with 128.
+pub(crate) fn columns(dim: usize) -> usize {
+    if dim.next_multiple_of(192) <= dim.next_multiple_of(128) { 192 } else { 128 }
 }

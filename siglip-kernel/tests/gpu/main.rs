@@ -3,6 +3,7 @@
 mod accuracy;
 mod case;
 mod compare;
+mod compiled;
 mod errors;
 mod extremes;
 mod fused;

@@ -77,13 +77,13 @@ fn median(ms: Vec<f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernel_core::compile::compile_in;
+    use kernel_core::compile::compile_with_report_in;
     use kernel_core::{Arch, CubinCache, Error};
 
     #[test]
     fn the_reading_kernel_compiles() {
         for arch in Arch::ALL {
-            match compile_in(&CubinCache::disabled(), &READ, &arch, &[]) {
+            match compile_with_report_in(&CubinCache::disabled(), &READ, &arch, &[]) {
                 Ok(cubin) => {
                     let usage = cubin.report();
                     let usage = usage.entry("read_all").unwrap_or_else(|| panic!("{arch}: {}", cubin.log));
