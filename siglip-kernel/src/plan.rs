@@ -191,7 +191,7 @@ impl Plan {
         let txt = At { address: txt, row_stride: stride(inputs.txt.shape(), inputs.txt.row_stride()) };
         let scalars = [loss, d_log_temp, d_bias];
         let mut call = self.call(&gpu, img, txt, [log_temp, bias, upstream], Some((d_img, d_txt)), scalars)?;
-        let summed = self.summed_texts(d_txt);
+        let summed = self.design.summed_texts(d_txt.row_stride);
         if self.design.texts.is_some() && summed > 0 {
             call.d_txt = d_txt;
         }

@@ -84,6 +84,8 @@ impl FusedSm90 {
         let groups = cols.div_ceil(slices * TILE as u32).div_ceil(rounds);
         let blocks = rows.div_ceil(TILE as u32) * groups * slices;
         let config = launch_config(info, blocks as usize, 1);
+        // They wait for each other: with fewer of them none would end.
+        debug_assert_eq!(config.grid[0], blocks, "more panels than fit the device");
         let [img, txt, txt_rows, g_store, g_load, out] = maps;
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         unsafe { self.kernel.launch(stream, &config, &[img, txt, txt_rows, g_store, g_load, out, &params]) }?;

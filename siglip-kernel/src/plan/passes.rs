@@ -49,6 +49,25 @@ impl Pass {
     }
 }
 
+impl Design {
+    /// Texts from the first on whose gradient is summed in the images' pass: all, unless texts have a pass of their own. Then as many as the 16-bit gradient
+    /// has room for f32 sums of, half, or somewhat fewer: a last chunk of the texts' pass that would be more than half as tall as the others is as tall, as
+    /// it takes as long. `row_stride`: of that gradient.
+    pub(super) fn summed_texts(&self, row_stride: usize) -> usize {
+        let Design { engine, images: Pass { problem, blocks, .. }, texts, .. } = *self;
+        let Some(texts) = texts else { return problem.cols };
+        // What lies between rows is the caller's; a row must fit where the first ones are put aside.
+        let room = engine == Kind::Sm90 && row_stride == problem.dim && problem.dim <= blocks.area();
+        let sums = !pads(&problem) && engine.gradients(&problem, blocks).1 == Gradient::Accumulated;
+        let half = problem.cols / 2 / TILE * TILE;
+        let rest = (problem.cols - half) % texts.blocks.rows;
+        let filled = if texts.fused && rest > texts.blocks.rows / 2 { texts.blocks.rows - rest } else { 0 };
+        // No block reaches over both parts: one that did would be the images' whole sum, which the design has it finish at once.
+        let holds = |summed: &usize| room && sums && blocks.cols <= *summed;
+        [half.saturating_sub(filled / TILE * TILE), half].into_iter().find(holds).unwrap_or(0)
+    }
+}
+
 impl Plan {
     /// Queues one pass over the rows from `first` on, whose gradient goes to `out`, and with it the sums of the columns before `summed`. Gives the number
     /// of slots of sums it writes. Where texts have a pass of their own, `spare` holds blocks of G.
@@ -112,23 +131,6 @@ impl Plan {
             }
         }
         Ok(slots)
-    }
-
-    /// Texts from the first on whose gradient is summed in the images' pass: all, unless texts have a pass of their own. Then as many as the 16-bit gradient
-    /// has room for f32 sums of, half, or somewhat fewer: a last chunk of the texts' pass that would be more than half as tall as the others is as tall, as
-    /// it takes as long.
-    pub(super) fn summed_texts(&self, d_txt: At) -> usize {
-        let Design { engine, images: Pass { problem, blocks, .. }, texts, .. } = self.design;
-        let Some(texts) = texts else { return problem.cols };
-        // What lies between rows is the caller's; a row must fit where the first ones are put aside.
-        let room = engine == Kind::Sm90 && d_txt.row_stride == problem.dim && problem.dim <= blocks.area();
-        let sums = !pads(&problem) && engine.gradients(&problem, blocks).1 == Gradient::Accumulated;
-        let half = problem.cols / 2 / TILE * TILE;
-        let rest = (problem.cols - half) % texts.blocks.rows;
-        let filled = if texts.fused && rest > texts.blocks.rows / 2 { texts.blocks.rows - rest } else { 0 };
-        // No block reaches over both parts: one that did would be the images' whole sum, which the design has it finish at once.
-        let holds = |summed: &usize| room && sums && blocks.cols <= *summed;
-        [half.saturating_sub(filled / TILE * TILE), half].into_iter().find(holds).unwrap_or(0)
     }
 
     /// Queues the gradients of the first `rows` texts from their sums, which begin where the gradients do: row by row, each gradient where sums of earlier rows
@@ -257,6 +259,24 @@ mod tests {
             let between = d_rows.offset() - (g.offset() + g.bytes());
             assert!(between < 1024, "{between} bytes between G and the sums");
         }
+    }
+
+    #[test]
+    fn texts_are_summed_where_their_gradient_has_room() {
+        let low = |batch, dim, dtype| {
+            let options = Options { route: Route::LowMemory, ..Options::default() };
+            Design::new(&h200(), &Problem::square(batch, dim, dtype), &options).unwrap()
+        };
+        // Half of the texts and no fewer: a last chunk as tall as the others would leave less than a block of 2,560 columns.
+        let few = low(6400, 512, DType::Bf16);
+        assert_eq!((few.images.blocks, few.summed_texts(512)), (Blocks { rows: 4224, cols: 2560 }, 3200));
+        // 1,024 texts fewer than half: the last chunk of the others is as tall as the first.
+        assert_eq!(low(65_536, 768, DType::Bf16).summed_texts(768), 31_744);
+        assert_eq!(few.summed_texts(520), 0, "what lies between rows is the caller's");
+        assert_eq!(low(6400, 516, DType::Bf16).summed_texts(516), 0, "padded rows");
+        assert_eq!(low(1000, 768, DType::Bf16).summed_texts(768), 0, "one block is the images' whole sum");
+        let both = Design::new(&h200(), &Problem::square(6400, 512, DType::F16), &Options::default()).unwrap();
+        assert_eq!((both.texts, both.summed_texts(520)), (None, 6400), "one pass sums all");
     }
 
     #[test]

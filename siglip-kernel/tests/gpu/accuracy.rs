@@ -1,10 +1,11 @@
 //! Every dtype and route against f64, over shapes, positives, blocks, strides and scalars.
 
 use siglip_kernel::cpu::Element;
-use siglip_kernel::{Chunk, Options, Positives, Route};
+use siglip_kernel::kernel_core::half::{bf16, f16};
+use siglip_kernel::{Chunk, Options, Plan, Positives, Route};
 
-use crate::case::{Case, WIDE_TILES};
-use crate::compare::check_unit;
+use crate::case::{Case, Host, WIDE_TILES, run};
+use crate::compare::{Truth, check_unit};
 use crate::support::{gpu, per_dtype};
 
 /// 16-bit gradients of pairs without positives are small; a loss scale keeps them out of f16's subnormals, as it does in training.
@@ -116,6 +117,33 @@ fn strides<T: Element>() {
         output_gap: start(case.output_gap),
         ..case
     }));
+}
+
+/// Both gradients by blocks of which the last one finishes them, in rows with gaps.
+fn finished_with_gaps<T: Element>() {
+    let Some(gpu) = gpu() else { return };
+    // Beside the texts' sums it holds a twentieth of the pairs.
+    let options = Options { route: Route::Chunked, chunk: Chunk::Workspace(1_200_000) };
+    for (offset, input_gap, output_gap) in [(0, 0, 8), (-77, 8, 24), (1500, 16, 8)] {
+        let positives = Positives::Diagonal { offset };
+        let case =
+            Case { positives, input_gap, output_gap, options, upstream: LOSS_SCALE, ..Case::new(3000, 2500, 40) };
+        let (rows, cols) = Plan::new(&gpu, case.problem::<T>(), case.options).unwrap().block();
+        assert!(rows < case.rows && cols < case.cols, "one block has {rows} x {cols}");
+        let host = Host::<T>::unit(&case, 47);
+        let faults = Truth::new(&case, &host, case.options.route).faults(&case, &run(&gpu, &case, &host).unwrap());
+        assert!(faults.is_empty(), "{case:?}: {}", faults.join("; "));
+    }
+}
+
+#[test]
+fn finished_with_gaps_f16() {
+    finished_with_gaps::<f16>();
+}
+
+#[test]
+fn finished_with_gaps_bf16() {
+    finished_with_gaps::<bf16>();
 }
 
 fn scalars<T: Element>() {

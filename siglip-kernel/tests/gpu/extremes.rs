@@ -43,6 +43,15 @@ fn temperatures<T: Element>() {
     }));
 }
 
+/// The same on tiles of 128 x 192, from which positives and edges are taken out only above a scale of 1e-20: one just above, the others below.
+fn least_temperatures_on_wide_tiles<T: Element>() {
+    let [rows, cols] = WIDE_TILES;
+    check::<T>([(-46.0, -10.0), (-46.5, -10.0), (-60.0, 1.0)].map(|(log_temp, bias)| {
+        let case = Case { log_temp, bias, ..Case::new(rows, cols, 16) };
+        (case, Host::unit(&case, 13))
+    }));
+}
+
 /// Rows as a projection leaves them, lengths about 6 and far from equal.
 fn rows_of_any_length<T: Element>() {
     let case = Case { log_temp: 0.0, ..Case::new(300, 270, 100) };
@@ -159,6 +168,7 @@ per_dtype!(
     wide_logits,
     biases,
     temperatures,
+    least_temperatures_on_wide_tiles,
     rows_of_any_length,
     scales,
     zero_rows,
