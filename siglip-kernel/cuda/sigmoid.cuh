@@ -18,113 +18,8 @@
 // Gradient fragments leave as q * gain; gain is a power of two that keeps small q out of f16's subnormals, and else 1. d_bias is the sum of q and d_log_temp that of q x, both
 // taken here in f32, before q is rounded. Unrounded q take the places of their dot products, and those of positive pairs, which are kept out of the gradient products, are 0 there.
 #pragma once
-#include "base.cuh"
-#include "element.cuh"
-#include "numerics.cuh"
-#include "ptx/shared.cuh"
-#include "slot.cuh"
-
-// Sums over pairs, those of q with the gain; and whether this warp's last plain fragment was faint, so that the next one is tried as such.
-struct PairSums {
-  float loss = 0.f, q = 0.f, q_x = 0.f;
-  bool faint = true;
-};
-
-// What gradients carry; the host knows it too.
-template <class E> constexpr float GAIN_LOG2 = E::KIND == Kind::F16 ? 14.f : 0.f;
-template <class E> constexpr float GAIN = E::KIND == Kind::F16 ? 16384.f : 1.f;
-
-struct Unrounded {
-  static constexpr Kind KIND = Kind::F32;
-};
-
-struct PairConstants {
-  static constexpr u32 ROWS = 1;  // of a lane that differ in their bias
-  float scale_log2, bias_log2;
-  PairConstants() = default;
-  // unit_log2: log2 of what 1 in the accumulators is worth as a dot product.
-  DEV PairConstants(float log_temp, float bias, int unit_log2 = 0) {
-    scale_log2 = ldexpf(expf(log_temp) * LOG2E, unit_log2);
-    bias_log2 = bias * LOG2E;
-  }
-  DEV float bias(u32) const { return bias_log2; }
-  DEV float largest_bias() const { return bias_log2; }
-};
-
-// The same where logits have a term for each row beside their dot product.
-struct RowConstants : PairConstants {
-  static constexpr u32 ROWS = 2;
-  float of_row[2];
-  // `terms`: of rows lane / 4 and 8 further on, in units of the accumulators.
-  DEV RowConstants(const PairConstants& all, const float (&terms)[2]) : PairConstants(all) {
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i) of_row[i] = fmaf(terms[i], scale_log2, bias_log2);
-  }
-  DEV float bias(u32 row) const { return of_row[row]; }
-  DEV float largest_bias() const { return fmaxf(of_row[0], of_row[1]); }
-  // What the terms add to the sum of q x, from sums of q by row: nothing at a scale that leaves no logit but the bias.
-  DEV float q_term(const float (&q)[2]) const {
-    const float sum = fmaf(q[0], of_row[0] - bias_log2, q[1] * (of_row[1] - bias_log2));
-    return scale_log2 > 1e-30f ? sum * reciprocal(scale_log2) : 0.f;
-  }
-};
-
-// Where a fragment lies: a warp's 16 rows x COLS columns. Element 4 * j + e is row lane / 4 + 8 * (e / 2), column 8 * j + 2 * (lane % 4) + e % 2.
-struct FragmentPlace {
-  int diagonal;    // a pair is positive when column - row == diagonal, both within the fragment
-  int rows, cols;  // pairs at or beyond these do not exist
-  u32 lane;
-  // Dot products of the block's positive pairs, or null: those given. Where q leave unrounded, that of the pair takes its place.
-  float* positives = nullptr;
-  u32 row = 0;  // of the block, where the fragment begins
-};
-
-// A diagonal within a fragment; those far from any are alike.
-DEV int nearby(i64 diagonal) {
-  constexpr i64 FAR = 1 << 20;
-  return (int)max_of(-FAR, min_of(diagonal, FAR));
-}
-
-constexpr float FAINT_SQUARES = 7.6e-6f;
-// log2 of u that is certainly faint: N squares of it, up to 64 or 96, stay below that bound on their sum.
-template <u32 N> constexpr float FAINT_LOG2 = N > 64 ? -11.8f : -11.6f;
-
-// Dot products of a fragment come as `x(j)`, those of columns 8 * j to 8 * j + 7; loops over j are unrolled X::UNROLL times.
-struct Four {
-  float at[4];
-};
-struct InRegisters {
-  static constexpr u32 UNROLL = 24;
-  const float* acc;
-  DEV Four operator()(u32 j) const { return {{acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]}}; }
-};
-
-// 16 x 32 dot products of a warp in shared memory, each lane's own, 512 bytes for every 8 columns.
-struct InShared {
-  static constexpr u32 UNROLL = 2;
-  u32 at;
-  DEV InShared(u32 buffer, u32 lane) : at(buffer + lane * 16) {}
-  DEV Four operator()(u32 j) const {
-    const uint4 x = load_shared_vector(at + j * 512);
-    return {{__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w)}};
-  }
-  DEV void set(const float* x) const {
-#pragma unroll
-    for (u32 j = 0; j < 4; ++j) store_shared_vector(at + j * 512, x[4 * j], x[4 * j + 1], x[4 * j + 2], x[4 * j + 3]);
-  }
-};
-
-// Gradient fragments leave 16 columns at a time, as they come about: `put(i, packed)` takes the pairs of columns 16 * i + 8 * k + 2 * (lane % 4), packed[2 * k] of
-// row lane / 4 and packed[2 * k + 1] of row lane / 4 + 8.
-// Unrounded ones as `put(j, q)`, as the dot products were.
-template <class E, class Put> DEV void put_pairs(const Put& put, u32 j, u32 (&packed)[4], const float (&q)[4]) {
-  if constexpr (E::KIND == Kind::F32) put(j, q);
-  else {
-    packed[j % 2 * 2] = E::pack(q[0], q[1]);
-    packed[j % 2 * 2 + 1] = E::pack(q[2], q[3]);
-    if (j % 2) put(j / 2, packed);
-  }
-}
+#include "fragment.cuh"
+#include "left_out.cuh"
 
 // Sums of a fragment run in as many chains as leave registers for the rest: sum[e % CHAINS].
 template <bool GRADIENT> constexpr u32 CHAINS = GRADIENT ? 2 : 4;
@@ -141,6 +36,10 @@ template <u32 N> DEV float total_product(const float (&s)[N]) {
     return fmaf(p, r, p + r);
   }
 }
+
+constexpr float FAINT_SQUARES = 7.6e-6f;
+// log2 of u that is certainly faint: N squares of it, up to 64 or 96, stay below that bound on their sum.
+template <u32 N> constexpr float FAINT_LOG2 = N > 64 ? -11.8f : -11.6f;
 
 // False, and nothing added, when some pair is too large for this path or not a number.
 template <class E, bool GRADIENT, u32 N, class X, class Put, class Constants>
@@ -274,11 +173,6 @@ DEV void pairs_general(const X& x, const Put& put, PairSums& sums, const Constan
   sums.loss += fmaf(large, LN2, log1p_nonnegative(total_product(product)));
 }
 
-// Whether all pairs of a fragment of that many columns exist; whether there may be positives among them.
-DEV bool is_whole(const FragmentPlace& place, int cols) { return place.rows >= 16 && place.cols >= cols; }
-DEV bool has_positives(const FragmentPlace& place, int cols) { return place.diagonal > -16 && place.diagonal < cols; }
-DEV bool is_plain(const FragmentPlace& place, int cols) { return is_whole(place, cols) && !has_positives(place, cols); }
-
 // One fragment of a warp, 16 rows x 2 N columns, where all pairs exist and are negative: by the cheapest path that is exact for it. The usual one comes first,
 // in one piece; all others lie behind it. All lanes call it together.
 template <class E, bool GRADIENT, u32 N, class X, class Put, class Constants>
@@ -317,68 +211,6 @@ DEV void pairs_short(const X& x, const Put& put, PairSums& sums, const Constants
   else pairs_general<E, GRADIENT, true, N>(x, put, sums, c, place);
 }
 
-// A dot product whose pair adds nothing, at any scale above LEAST_SCALE.
-constexpr float ABSENT = -3e38f, LEAST_SCALE = 1e-20f;
-
-// Makes pairs of a fragment that do not exist such ones.
-template <u32 N> DEV void leave_out(float* x, const FragmentPlace& place) {
-  const int row = place.lane / 4, cols = place.cols - (int)(place.lane % 4 * 2);
-  const int end[2] = {row < place.rows ? cols : 0, row + 8 < place.rows ? cols : 0};
-#pragma unroll
-  for (u32 j = 0; j < N; ++j)
-    if ((int)(j / 4 * 8 + j % 2) >= end[j / 2 % 2]) x[j] = ABSENT;
-}
-
-// The positive pairs of a fragment: at most one for each of a lane's two rows. They are summed and taken out before the others, which then
-// go the usual way, and their q put in afterwards: other paths are long, and a block meets them once, when no instruction cache holds them.
-struct Positives {
-  u32 at;  // which elements they are, 8 bits for each row; N for none
-  u32 q;   // packed, of both rows
-
-  template <class E, bool GRADIENT, u32 N, class Constants> DEV void take(float* x, PairSums& sums, const Constants& c, const FragmentPlace& place) {
-    float q_of[2];
-    at = 0;
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-      const u32 i = place.lane / 4 + half * 8, k = i + (u32)place.diagonal;
-      const bool here = k < 2 * N && k % 8 / 2 == place.lane % 4 && (int)i < place.rows && (int)k < place.cols;
-      const u32 element = here ? k / 8 * 4 + half * 2 + k % 2 : N;
-      float dot = 0.f;
-#pragma unroll
-      for (u32 j = 0; j < N; ++j)
-        if (j / 2 % 2 == half && j == element) dot = x[j], x[j] = ABSENT;
-      if (place.positives && here) dot = place.positives[place.row + i];
-      const float a = -fmaf(dot, c.scale_log2, c.bias(half)), u = exp2_approx(-fabsf(a));
-      const float q_here = (a >= 0.f ? -GAIN<E> : -u * GAIN<E>) * reciprocal(1.f + u);
-      if (here) {
-        sums.loss += fmaf(fmaxf(a, 0.f), LN2, log1p_nonnegative(u));
-        if (GRADIENT) sums.q += q_here, sums.q_x = fmaf(q_here, dot, sums.q_x);
-      }
-      q_of[half] = here ? q_here : 0.f;
-      at |= element << 8 * half;
-    }
-    if constexpr (GRADIENT) q = E::pack(q_of[0], q_of[1]);
-  }
-  // The same into rows that are staged already: `element(row, column)` is where one lies in shared memory. Only `q` of what was taken is looked at.
-  template <u32 N, class Element> DEV void put_staged(const FragmentPlace& place, const Element& element) const {
-    __syncwarp();  // other lanes wrote there
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-      const u32 i = place.lane / 4 + half * 8, k = i + (u32)place.diagonal;
-      if (k < 2 * N && k % 8 / 2 == place.lane % 4) store_shared_16bit(element(i, k), q >> 16 * half);
-    }
-  }
-  template <u32 N> DEV void put(u32* packed) const {
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-      const u32 element = at >> 8 * half & 255, bits = (q >> 16 * half & 0xFFFF) << element % 2 * 16;
-#pragma unroll
-      for (u32 j = 0; j < N / 4; ++j)  // in PTX: the compiler would index `packed`, and keep it in memory for that
-        asm("{\n.reg .pred p;\nsetp.eq.u32 p, %1, %3;\n@p or.b32 %0, %0, %2;\n}" : "+r"(packed[2 * j + half]) : "r"(element / 4), "r"(bits), "r"(j));
-    }
-  }
-};
-
 // Any fragment of a warp in registers, by the cheapest path that is exact for it. All lanes call it together.
 template <class E, bool GRADIENT, u32 N, class Constants>
 DEV void pairs(float* x, u32* packed, PairSums& sums, const Constants& c, const FragmentPlace& place) {
@@ -405,10 +237,4 @@ DEV void pairs(float* x, u32* packed, PairSums& sums, const Constants& c, const 
   pairs_plain<E, GRADIENT, N>(InRegisters{x}, put, sums, c);
   if constexpr (LONG && GRADIENT)
     if (__builtin_expect(positives, 0)) taken.put<N>(packed);
-}
-
-// A fragment's sums into the warp's slot, without gain and unit.
-template <class E> DEV void store_sums(double* to, u32 slot, const PairSums& sums, bool first, u32 lane, int unit_log2 = 0) {
-  constexpr double INVERSE = 1. / GAIN<E>;
-  add_to_slot(to, slot, sums.loss, sums.q * INVERSE, ldexp(sums.q_x * INVERSE, unit_log2), first, lane);
 }

@@ -7,6 +7,8 @@ use crate::blocks::{NARROW, WIDE};
 
 const HEADERS: &[(&str, &str)] = &[
     ("factor.cuh", include_str!("../cuda/factor.cuh")),
+    ("fragment.cuh", include_str!("../cuda/fragment.cuh")),
+    ("left_out.cuh", include_str!("../cuda/left_out.cuh")),
     ("plane_scale.cuh", include_str!("../cuda/plane_scale.cuh")),
     ("positives.cuh", include_str!("../cuda/positives.cuh")),
     ("rows.cuh", include_str!("../cuda/rows.cuh")),

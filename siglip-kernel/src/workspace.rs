@@ -29,7 +29,7 @@ pub(crate) fn pads(problem: &Problem) -> bool {
     problem.dtype != DType::F32 && padded_dim(problem) != problem.dim
 }
 
-/// log2 of the factor that G carries (`GAIN` of `sigmoid.cuh`): 2^14 keeps values down to 4e-9 normal in f16, and |q| ≤ 1 below its largest number.
+/// log2 of the factor that G carries (`GAIN` of `fragment.cuh`): 2^14 keeps values down to 4e-9 normal in f16, and |q| ≤ 1 below its largest number.
 pub(crate) fn gain_log2(dtype: DType) -> f32 {
     match dtype {
         DType::F16 => 14.0,
