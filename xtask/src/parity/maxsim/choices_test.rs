@@ -1,0 +1,42 @@
+//! Choices that are right, nearly right and wrong.
+
+use super::super::case::Kind;
+use super::*;
+
+const CASE: Case = Case {
+    kind: Kind::Pairs,
+    queries: 1,
+    docs: 1,
+    query_len: 1,
+    doc_len: 5,
+    dim: 2,
+    packed: false,
+    dropped: 0.0,
+    normalize: false,
+    data_seed: 0,
+};
+
+fn side(tokens: &[f32], mask: Option<Vec<bool>>) -> Side<f32> {
+    let wide = tokens.iter().map(|x| f64::from(*x)).collect();
+    Side { tokens: tokens.to_vec(), wide, offsets: vec![0, tokens.len() / CASE.dim], mask }
+}
+
+/// One query token (1, 1) on five tokens of a document, of which tokens 1 and 3 are equal, 2 is masked and 4 is a hair better.
+fn found(choice: i32) -> Result<(), String> {
+    let queries = side(&[1.0, 1.0], None);
+    let tokens = [0.0, 1.0, 2.0, 1.0, 9.0, 9.0, 2.0, 1.0, 2.0, 1.0 + 2.0 * f32::EPSILON];
+    let docs = side(&tokens, Some(vec![true, true, false, true, true]));
+    check(&CASE, [&queries, &docs], &[(0, 0)], &[choice], &[4])
+}
+
+#[test]
+fn near_ties_pass_and_nothing_else() {
+    assert_eq!(found(4), Ok(()));
+    assert_eq!(found(1), Ok(()));
+    for (choice, why) in
+        [(-1, "no token counts"), (0, "the largest"), (2, "masked"), (3, "token 1 comes first"), (5, "has 5 tokens")]
+    {
+        let message = found(choice).unwrap_err();
+        assert!(message.contains(why), "{message}");
+    }
+}
