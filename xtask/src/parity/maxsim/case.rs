@@ -5,6 +5,7 @@ use maxsim_kernel::Spans;
 use proptest::prelude::*;
 use rand::RngExt;
 use rand_xoshiro::Xoshiro256PlusPlus;
+use std::ops::Range;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
@@ -12,6 +13,30 @@ pub(super) enum Kind {
     Candidates(usize),
     Pairs,
     List(usize),
+}
+
+/// Which tokens of a side count.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mask {
+    /// All, and there is no mask.
+    None,
+    /// All but this share, anywhere.
+    Holes(f32),
+    /// Of each text those before some place.
+    Suffix,
+    /// All of some texts and none of the others.
+    Texts,
+    /// None.
+    All,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Numbers {
+    Normal,
+    /// Normal, and about every second document token is equal to an earlier one of its document.
+    Repeated,
+    /// -2 to 2: whatever the order of additions, sums are exact, and so many tie.
+    Integers,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -24,10 +49,23 @@ pub(super) struct Case {
     pub(super) dim: usize,
     /// Texts of different lengths, packed with offsets, instead of padded.
     pub(super) packed: bool,
-    /// Share of tokens that the masks drop; no masks at 0.
-    pub(super) dropped: f32,
+    /// Of queries and of documents.
+    pub(super) masks: [Mask; 2],
+    /// NaN and infinities in masked tokens, instead of numbers like any.
+    pub(super) poisoned: bool,
+    pub(super) numbers: Numbers,
     pub(super) normalize: bool,
     pub(super) data_seed: u64,
+}
+
+fn masks() -> impl Strategy<Value = Mask> {
+    prop_oneof![
+        4 => Just(Mask::None),
+        3 => (0.05f32..=1.0).prop_map(Mask::Holes),
+        2 => Just(Mask::Suffix),
+        1 => Just(Mask::Texts),
+        1 => Just(Mask::All),
+    ]
 }
 
 pub(super) fn cases() -> impl Strategy<Value = Case> {
@@ -41,27 +79,40 @@ pub(super) fn cases() -> impl Strategy<Value = Case> {
     // Mostly small: the f64 version compares every two tokens plainly.
     let lengths =
         (prop_oneof![4 => 1usize..=40, 1 => 41usize..=150], prop_oneof![4 => 1usize..=90, 1 => 91usize..=330]);
-    let dropped = prop_oneof![Just(0.0f32), 0.05f32..=1.0];
-    (
-        kind,
-        texts,
-        lengths,
-        prop_oneof![4 => 1usize..=80, 1 => Just(128usize), 1 => 81usize..=300],
-        any::<[bool; 2]>(),
-        dropped,
-        any::<u64>(),
-    )
-        .prop_map(|(kind, (queries, docs), (query_len, doc_len), dim, [packed, normalize], dropped, data_seed)| {
+    let dim = prop_oneof![8 => 1usize..=80, 2 => Just(128usize), 2 => 81usize..=300, 1 => 301usize..=1024];
+    let numbers = prop_oneof![2 => Just(Numbers::Normal), 1 => Just(Numbers::Repeated), 1 => Just(Numbers::Integers)];
+    (kind, texts, lengths, dim, any::<[bool; 3]>(), [masks(), masks()], numbers, any::<u64>()).prop_map(
+        |(kind, (queries, docs), (query_len, doc_len), dim, flags, masks, numbers, data_seed)| {
+            let [packed, normalize, poisoned] = flags;
             let few = query_len * queries <= 64;
-            let (docs, doc_len) = match kind {
-                Kind::Candidates(per_query) => (queries * per_query, doc_len),
-                Kind::Pairs => (queries, doc_len),
+            let docs = match kind {
+                Kind::Candidates(per_query) => queries * per_query,
+                Kind::Pairs => queries,
                 // Few query rows meet many documents in other ways than many do.
-                Kind::Cross if few && docs > 4 => (docs * 120, doc_len.min(20)),
-                Kind::Cross | Kind::List(_) => (docs, doc_len),
+                Kind::Cross if few && docs > 4 => docs * 120,
+                Kind::Cross | Kind::List(_) => docs,
             };
-            Case { kind, queries, docs, query_len, doc_len, dim, packed, dropped, normalize, data_seed }
-        })
+            // As much work for wide rows as for others.
+            let longest = if docs > 500 { 20 } else { 330 };
+            let (query_len, doc_len) = (query_len.min(15_000 / dim), doc_len.min(longest).min(longest * 100 / dim + 1));
+            // Normalising rounds what is exact.
+            let numbers = if normalize && numbers == Numbers::Integers { Numbers::Repeated } else { numbers };
+            Case {
+                kind,
+                queries,
+                docs,
+                query_len,
+                doc_len,
+                dim,
+                packed,
+                masks,
+                poisoned,
+                numbers,
+                normalize,
+                data_seed,
+            }
+        },
+    )
 }
 
 /// Queries or documents: their tokens, where each text lies, and which tokens count.
@@ -73,17 +124,66 @@ pub(super) struct Side<T> {
 }
 
 impl<T: Number> Side<T> {
-    pub(super) fn random(case: &Case, count: usize, length: usize, rng: &mut Xoshiro256PlusPlus) -> Self {
+    pub(super) fn queries(case: &Case, rng: &mut Xoshiro256PlusPlus) -> Self {
+        Self::random(case, [case.queries, case.query_len], case.masks[0], false, rng)
+    }
+
+    pub(super) fn docs(case: &Case, rng: &mut Xoshiro256PlusPlus) -> Self {
+        let repeated = case.numbers == Numbers::Repeated;
+        Self::random(case, [case.docs, case.doc_len], case.masks[1], repeated, rng)
+    }
+
+    fn random(
+        case: &Case,
+        [count, length]: [usize; 2],
+        mask: Mask,
+        repeated: bool,
+        rng: &mut Xoshiro256PlusPlus,
+    ) -> Self {
         let mut offsets = vec![0];
         for _ in 0..count {
             let length = if case.packed { rng.random_range(0..=length) } else { length };
             offsets.push(offsets[offsets.len() - 1] + length);
         }
-        let rows = offsets[count];
+        let (rows, dim) = (offsets[count], case.dim);
         // Rows of about unit length, or of any length where they are normalised.
-        let scale = (case.dim as f32).sqrt().recip() * if case.normalize { 3.0 } else { 1.0 };
-        let tokens: Vec<T> = (0..rows * case.dim).map(|_| T::rounded(normal(rng) * scale)).collect();
-        let mask = (case.dropped > 0.0).then(|| (0..rows).map(|_| rng.random::<f32>() >= case.dropped).collect());
+        let scale = (dim as f32).sqrt().recip() * if case.normalize { 3.0 } else { 1.0 };
+        let number = |rng: &mut Xoshiro256PlusPlus| match case.numbers {
+            Numbers::Integers => rng.random_range(-2i32..=2) as f32,
+            Numbers::Normal | Numbers::Repeated => normal(rng) * scale,
+        };
+        let mut tokens: Vec<T> = (0..rows * dim).map(|_| T::rounded(number(rng))).collect();
+        let texts = offsets.windows(2).map(|pair| pair[0]..pair[1]);
+        if repeated {
+            for row in texts.clone().flat_map(|text| text.clone().skip(1).map(move |row| (text.start, row))) {
+                let (start, row) = row;
+                if rng.random() {
+                    let from = rng.random_range(start..row);
+                    tokens.copy_within(from * dim..(from + 1) * dim, row * dim);
+                }
+            }
+        }
+        let mut mask_of = |text: Range<usize>| -> Vec<bool> {
+            let length = text.len();
+            match mask {
+                Mask::None => vec![true; length],
+                Mask::Holes(dropped) => (0..length).map(|_| rng.random::<f32>() >= dropped).collect(),
+                Mask::Suffix => {
+                    let kept = rng.random_range(0..=length);
+                    (0..length).map(|at| at < kept).collect()
+                }
+                Mask::Texts => vec![rng.random(); length],
+                Mask::All => vec![false; length],
+            }
+        };
+        let kept: Vec<bool> = texts.flat_map(&mut mask_of).collect();
+        if case.poisoned {
+            let poison = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(T::rounded);
+            for row in (0..rows).filter(|row| !kept[*row]) {
+                tokens[row * dim..][..dim].fill(poison[row % poison.len()]);
+            }
+        }
+        let mask = (!matches!(mask, Mask::None)).then_some(kept);
         Self { wide: tokens.iter().map(|x| x.wide()).collect(), tokens, offsets, mask }
     }
 

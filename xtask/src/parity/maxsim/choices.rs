@@ -1,6 +1,6 @@
 //! Whether each query token chose a token that it might.
 
-use super::case::{Case, Side};
+use super::case::{Case, Numbers, Side};
 use crate::siglip::Number;
 
 /// How far two computed similarities may be from what they are, for each unit of the tokens' lengths, before their order may be wrong. A similarity is a sum of
@@ -12,7 +12,7 @@ fn rounding(dim: usize) -> f64 {
 }
 
 /// Says which entry of `argmax` is not a best token's. `best`: the choices of f64. A choice may differ from it
-/// - where f32 cannot tell the similarities apart;
+/// - where f32 cannot tell the similarities apart, which it always can of small integers;
 /// - but never for a token equal to an earlier one that counts: a similarity does not depend on where its token stands, so those tie in any
 ///   arithmetic, and the lowest index wins.
 pub(super) fn check<T: Number>(
@@ -42,6 +42,9 @@ pub(super) fn check<T: Number>(
             }
             if chosen >= end - start {
                 return wrong(format!("the document has {} tokens", end - start));
+            }
+            if case.numbers == Numbers::Integers {
+                return wrong("sums of small integers are exact".to_owned());
             }
             let (chosen, best) = (start + chosen, start + best);
             if !docs.keeps(chosen) {

@@ -24,8 +24,8 @@ fn evaluate<T: Number>(
     on: Option<(&Gpu, Options)>,
 ) -> maxsim_kernel::Result<Result<Vec<Measured>, String>> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(case.data_seed);
-    let queries = Side::<T>::random(case, case.queries, case.query_len, &mut rng);
-    let docs = Side::<T>::random(case, case.docs, case.doc_len, &mut rng);
+    let queries = Side::<T>::queries(case, &mut rng);
+    let docs = Side::<T>::docs(case, &mut rng);
     let pairing = match case.kind {
         Kind::Cross => Pairing::Cross,
         Kind::Candidates(per_query) => Pairing::Candidates { per_query },
@@ -78,7 +78,7 @@ fn evaluate<T: Number>(
     if let Some(index) = sizes.empty.iter().position(|index| scores[*index] != 0.0) {
         return Ok(Err(format!("score {index} has no tokens to choose from and is {}, expected 0", scores[index])));
     }
-    // Similarities of up to 160 products in f32; gradients are rounded once to their dtype.
+    // f32 sums, of which no more than a few roundings show beside the tokens' lengths; gradients are rounded once to their dtype.
     let rounding = if dtype == DType::F32 { 0.0 } else { f64::from(dtype.epsilon()) / 2.0 };
     let (f32_class, rounded) = (Deviation::both(4e-6), Deviation::both(4e-6 + 1.1 * rounding));
     let gradient = |what, found: &[T], truth: &[f64], floor| Measured {
