@@ -49,6 +49,24 @@ fn packed_and_padded_texts_score_alike() {
     assert_eq!(eval(&padded(), &[]).unwrap()["scores"], expected);
 }
 
+/// A mask or offsets under either name belong to the documents, whichever name their tokens have.
+#[test]
+fn either_name_will_do() {
+    let expected = eval(&padded(), &[]).unwrap()["scores"].clone();
+    for (tokens, mask) in [("code_tokens", "doc_mask"), ("doc_tokens", "code_mask"), ("code_tokens", "code_mask")] {
+        let mut tensors = padded();
+        (tensors[2].0, tensors[3].0) = (tokens, mask);
+        assert_eq!(eval(&tensors, &[]).unwrap()["scores"], expected, "{tokens} with {mask}");
+    }
+    let mut tensors = packed();
+    tensors[3].0 = "doc_offsets";
+    assert_eq!(eval(&tensors, &[]).unwrap()["scores"], expected);
+    let mut both = padded();
+    both.push(("code_mask", both[3].1, both[3].2.clone(), both[3].3.clone()));
+    let message = eval(&both, &[]).unwrap_err();
+    assert!(message.contains("`doc_mask` and `code_mask`"), "{message}");
+}
+
 #[test]
 fn gradients_follow_the_choices() {
     let d_scores = ("d_scores", Dtype::F32, vec![2, 3], f32s(&[1.0, 5.0, 2.0, 3.0, 7.0, -1.0]));
@@ -79,6 +97,10 @@ fn mistakes_are_named() {
     assert!(message.contains("`code_offsets`") && message.contains("expected 3"), "{message}");
     let message = eval(&packed()[1..], &[]).unwrap_err();
     assert!(message.contains("tensor `query_tokens`") && message.contains("doc_tokens"), "{message}");
+    let mut misnamed = padded();
+    misnamed[3].0 = "docs_mask";
+    let message = eval(&misnamed, &[]).unwrap_err();
+    assert!(message.contains("tensor `docs_mask`: not read") && message.contains("doc_mask"), "{message}");
     let message = eval(&packed(), &["--backward", "unified"]).unwrap_err();
     assert!(message.contains("--backward") && message.contains("cuda"), "{message}");
     let d_scores = ("d_scores", Dtype::F32, vec![3, 2], f32s(&[0.0; 6]));

@@ -1,6 +1,6 @@
 //! The command.
 
-use super::file::{Input, Output};
+use super::file::{Input, Names, Output};
 use crate::card;
 use crate::siglip::{DeviceCall, Number, Step, on_host, options};
 use anyhow::{Context, Result, bail};
@@ -38,8 +38,8 @@ enum Operation {
     /// MaxSim scores: query_tokens and doc_tokens (or code_tokens) in; scores out, and with d_scores the gradients of the tokens
     ///
     /// Tokens are [N, L, d], or [total, d] with query_offsets and doc_offsets (code_offsets) of N + 1 entries, or for K documents a query
-    /// [Nq, K, L, d]; all F32, F16 or BF16 alike. query_mask and doc_mask (BOOL or U8, true to keep) are optional, and so is pairs [n, 2] of
-    /// (query, document). Every query meets every document unless pairs, --pairs or the fourth axis say otherwise.
+    /// [Nq, K, L, d]; all F32, F16 or BF16 alike. query_mask and doc_mask or code_mask (BOOL or U8, true to keep) are optional, and so is pairs
+    /// [n, 2] of (query, document). Every query meets every document unless pairs, --pairs or the fourth axis say otherwise.
     Maxsim(super::maxsim::Maxsim),
 }
 
@@ -52,8 +52,7 @@ struct Siglip {
     /// cpu, or cuda:0 and so on
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// auto, chunked or portable; on a GPU only
-    #[arg(long)]
+    #[arg(long, help = among(&Route::ALL, "on a GPU only"))]
     route: Option<Route>,
     /// Rows of a chunk; on a GPU only [default: chosen for the device]
     #[arg(long)]
@@ -70,6 +69,15 @@ struct Siglip {
     /// Divisor of the sum over pairs [default: rows of img]
     #[arg(long)]
     batch: Option<usize>,
+}
+
+/// The help of a flag that takes one of `all`.
+pub(super) fn among<R: std::fmt::Display>(all: &[R], what: &str) -> String {
+    let names: Vec<String> = all.iter().map(R::to_string).collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}; {what}", rest.join(", ")),
+        _ => format!("{}; {what}", names.concat()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -121,8 +129,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
 }
 
+const TENSORS: Names = Names { needs: "img, txt, log_temp, bias", known: &["img", "txt", "log_temp", "bias"] };
+
 fn evaluate(args: &Siglip, bytes: &[u8]) -> Result<()> {
-    let input = Input::parse(bytes, &["img", "txt", "log_temp", "bias"])?;
+    let input = Input::parse(bytes, TENSORS)?;
     match input.dtype("img")? {
         Dtype::F32 => evaluate_as::<f32>(args, &input),
         Dtype::F16 => evaluate_as::<f16>(args, &input),

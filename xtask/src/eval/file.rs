@@ -8,20 +8,33 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+/// What an operation reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Names {
+    /// Which tensors it needs, in words.
+    pub(crate) needs: &'static str,
+    /// Every tensor that it knows; the first one sets the dtype.
+    pub(crate) known: &'static [&'static str],
+}
+
 /// A parsed input file.
 pub(crate) struct Input<'a> {
     tensors: SafeTensors<'a>,
     metadata: HashMap<String, String>,
-    /// What the operation reads; the first one sets the dtype.
-    expected: &'static [&'static str],
+    names: Names,
 }
 
 impl<'a> Input<'a> {
-    /// `expected`: the tensors that the operation reads, the one that sets the dtype first.
-    pub(crate) fn parse(bytes: &'a [u8], expected: &'static [&'static str]) -> Result<Self> {
+    /// Fails for a file with a tensor that the operation does not know: it would be left out of the result unnoticed.
+    pub(crate) fn parse(bytes: &'a [u8], names: Names) -> Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes).context("not a safetensors file")?;
         let tensors = SafeTensors::deserialize(bytes).context("not a safetensors file")?;
-        Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default(), expected })
+        let mut unknown = tensors.names();
+        unknown.retain(|name| !names.known.contains(name));
+        if let Some(name) = unknown.iter().min() {
+            bail!("tensor `{name}`: not read by this operation; expected no others than {}", names.known.join(", "));
+        }
+        Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default(), names })
     }
 
     /// A value of the file's `__metadata__`, parsed.
@@ -40,7 +53,7 @@ impl<'a> Input<'a> {
                 let mut names = self.tensors.names();
                 names.sort_unstable();
                 let found = if names.is_empty() { "no tensors".to_owned() } else { names.join(", ") };
-                bail!("tensor `{name}`: found {found}; expected the tensors {}", self.expected.join(", "))
+                bail!("tensor `{name}`: found {found}; expected the tensors {}", self.names.needs)
             }
         }
     }
@@ -54,7 +67,7 @@ impl<'a> Input<'a> {
         let tensor = self.tensor(name)?;
         let expected = dtype_of::<T>();
         if tensor.dtype() != expected {
-            let first = self.expected[0];
+            let first = self.names.known[0];
             bail!("tensor `{name}`: found dtype {:?}, expected {expected:?}, the dtype of {first}", tensor.dtype());
         }
         match *tensor.shape() {
@@ -66,6 +79,16 @@ impl<'a> Input<'a> {
     /// Whether there is a tensor of that name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.tensor(name).is_ok()
+    }
+
+    /// Which of two names of one thing the file has; the first if neither.
+    pub(crate) fn either(&self, names: [String; 2]) -> Result<String> {
+        let [first, second] = names;
+        match (self.has(&first), self.has(&second)) {
+            (true, true) => bail!("tensors `{first}` and `{second}`: found both, expected one of the two"),
+            (false, true) => Ok(second),
+            (_, false) => Ok(first),
+        }
     }
 
     /// A vector of `T` of that length.

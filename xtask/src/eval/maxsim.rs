@@ -1,7 +1,7 @@
 //! `xtask eval maxsim`.
 
-use super::command::Device;
-use super::file::{Input, Output};
+use super::command::{Device, among};
+use super::file::{Input, Names, Output};
 use crate::card;
 use crate::maxsim::{DeviceCall, Found, Tensors, on_host};
 use crate::siglip::Number;
@@ -21,11 +21,9 @@ pub(super) struct Maxsim {
     /// cpu, or cuda:0 and so on
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// auto, hopper or portable; on a GPU only
-    #[arg(long)]
+    #[arg(long, help = among(Route::ALL, "on a GPU only"))]
     route: Option<Route>,
-    /// auto, unified or lowmemory: how gradients are summed; on a GPU only
-    #[arg(long)]
+    #[arg(long, help = among(BackwardRoute::ALL, "how gradients are summed, on a GPU only"))]
     backward: Option<BackwardRoute>,
     /// Score query i against document i alone
     #[arg(long)]
@@ -35,12 +33,27 @@ pub(super) struct Maxsim {
     normalize: bool,
 }
 
-const TENSORS: &[&str] = &[
-    "query_tokens",
-    "doc_tokens (or code_tokens)",
-    "query_offsets and doc_offsets (or code_offsets) when packed",
-    "optionally query_mask, doc_mask, pairs, d_scores",
-];
+const TENSORS: Names = Names {
+    needs: "query_tokens, doc_tokens (or code_tokens), query_offsets and doc_offsets (or code_offsets) when packed, \
+            optionally query_mask, doc_mask (or code_mask), pairs, d_scores",
+    known: &[
+        "query_tokens",
+        "query_offsets",
+        "query_mask",
+        "doc_tokens",
+        "doc_offsets",
+        "doc_mask",
+        "code_tokens",
+        "code_offsets",
+        "code_mask",
+        "pairs",
+        "d_scores",
+    ],
+};
+
+/// What the tensors of a side may be called.
+const QUERIES: [&str; 2] = ["query", "query"];
+const DOCS: [&str; 2] = ["doc", "code"];
 
 pub(super) fn evaluate(args: &Maxsim, bytes: &[u8]) -> Result<()> {
     let input = Input::parse(bytes, TENSORS)?;
@@ -52,8 +65,9 @@ pub(super) fn evaluate(args: &Maxsim, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// One side of the file: its rows, how they are cut, and its shape there.
+/// One side of the file: the name of its rows, they, how they are cut, and their shape there.
 struct Side<T> {
+    name: String,
     tokens: Vec<T>,
     spans: Spans,
     shape: Vec<usize>,
@@ -61,11 +75,14 @@ struct Side<T> {
 }
 
 impl<T: Number> Side<T> {
-    /// `prefix`_tokens: `[total, d]` with `prefix`_offsets, `[N, L, d]`, or for documents `[Nq, K, L, d]`.
-    fn read(input: &Input<'_>, prefix: &str) -> Result<Self> {
-        let name = format!("{prefix}_tokens");
+    /// `prefix`_tokens: `[total, d]` with `prefix`_offsets, `[N, L, d]`, or for documents `[Nq, K, L, d]`. Each by either prefix.
+    fn read(input: &Input<'_>, prefixes: [&str; 2]) -> Result<Self> {
+        let called = |what: &str| {
+            let [first, second] = prefixes.map(|prefix| format!("{prefix}_{what}"));
+            if first == second { Ok(first) } else { input.either([first, second]) }
+        };
+        let (name, offsets, mask) = (called("tokens")?, called("offsets")?, called("mask")?);
         let (shape, tokens) = input.array::<T>(&name)?;
-        let offsets = format!("{prefix}_offsets");
         let spans = match (shape.as_slice(), input.has(&offsets)) {
             ([rows, _], true) => {
                 let offsets_found = input.indices(&offsets)?;
@@ -82,9 +99,8 @@ impl<T: Number> Side<T> {
             ([queries, k, length, _], false) => Spans::padded(queries * k, *length),
             _ => bail!("tensor `{name}`: found shape {shape:?}, expected [N, L, d], or [total, d] with `{offsets}`"),
         };
-        let mask = format!("{prefix}_mask");
         let mask = if input.has(&mask) { Some(input.mask(&mask, spans.rows())?) } else { None };
-        Ok(Self { tokens, spans, shape, mask })
+        Ok(Self { name, tokens, spans, shape, mask })
     }
 
     fn dim(&self) -> usize {
@@ -93,11 +109,11 @@ impl<T: Number> Side<T> {
 }
 
 fn evaluate_as<T: Number>(args: &Maxsim, input: &Input<'_>) -> Result<()> {
-    let queries = Side::<T>::read(input, "query")?;
-    let prefix = if input.has("code_tokens") { "code" } else { "doc" };
-    let docs = Side::<T>::read(input, prefix)?;
+    let queries = Side::<T>::read(input, QUERIES)?;
+    let docs = Side::<T>::read(input, DOCS)?;
     if docs.dim() != queries.dim() {
-        bail!("tensor `{prefix}_tokens`: found d = {}, expected {}, the d of query_tokens", docs.dim(), queries.dim());
+        let name = &docs.name;
+        bail!("tensor `{name}`: found d = {}, expected {}, the d of query_tokens", docs.dim(), queries.dim());
     }
     let pairing = match (input.has("pairs"), args.pairs, docs.shape.as_slice()) {
         (true, true, _) => bail!("--pairs beside a tensor `pairs`: expected one of the two"),
@@ -138,7 +154,7 @@ fn evaluate_as<T: Number>(args: &Maxsim, input: &Input<'_>) -> Result<()> {
     output.push("scores", &shape, &found.scores);
     if tensors.d_scores.is_some() {
         output.push("d_query_tokens", &queries.shape, &found.d_queries);
-        output.push(&format!("d_{prefix}_tokens"), &docs.shape, &found.d_docs);
+        output.push(&format!("d_{}", docs.name), &docs.shape, &found.d_docs);
     }
     output.save(&args.output, HashMap::from([("route".to_owned(), route.clone())]))?;
     println!("scores {shape:?} ({route}); wrote {}", args.output.display());

@@ -1,7 +1,7 @@
 //! `xtask eval swiglu`.
 
-use super::command::Device;
-use super::file::{Input, Output};
+use super::command::{Device, among};
+use super::file::{Input, Names, Output};
 use crate::card;
 use crate::siglip::Number;
 use crate::swiglu::{DeviceCall, Step, Tensors, on_host};
@@ -22,8 +22,7 @@ pub(super) struct Swiglu {
     /// cpu, or cuda:0 and so on
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// auto, fused, decode, portable-decode or portable; on a GPU only
-    #[arg(long)]
+    #[arg(long, help = among(&Route::ALL, "on a GPU only"))]
     route: Option<Route>,
     /// packed, packed-gate-second, linear, linear-gate-second, separate or separate-linear [default: packed]
     #[arg(long)]
@@ -36,7 +35,8 @@ pub(super) struct Swiglu {
     mode: Mode,
 }
 
-const TENSORS: &[&str] = &["x", "w (or w_gate, w_up)", "dz", "optionally bias"];
+const TENSORS: Names =
+    Names { needs: "x, w (or w_gate, w_up), dz, optionally bias", known: &["x", "w", "w_gate", "w_up", "dz", "bias"] };
 
 pub(super) fn evaluate(args: &Swiglu, bytes: &[u8]) -> Result<()> {
     let input = Input::parse(bytes, TENSORS)?;
