@@ -55,7 +55,7 @@ fn check<T: Number>(gpu: &Gpu, route: Route, case: &Case) -> Result<Vec<Measured
     let (wide_img, wide_txt, tolerances) = (widen(&img), widen(&txt), Tolerances::of(<T as Element>::DTYPE));
     let on_gpu = run_twice(gpu, route, case, &img, &txt).map_err(|error| error.to_string())??;
     if matches!(route, Route::Fp8 | Route::Int8) {
-        return Ok(Truth::fp8(case, route, &wide_img, &wide_txt, tolerances)?.measure(&on_gpu));
+        return Ok(Truth::quantised(case, route, &wide_img, &wide_txt, tolerances)?.measure(&on_gpu));
     }
     let truth = Truth::new(case, &wide_img, &wide_txt, tolerances)?;
     let on_cpu = reference(case, &img, &txt).map_err(|error| error.to_string())?;

@@ -3,6 +3,7 @@
 mod case;
 mod cpu;
 mod gpu;
+mod int8;
 mod truth;
 
 pub(crate) use cpu::{CPU_GROUPS, cpu_groups};
