@@ -1,9 +1,16 @@
 //! The same calls on host memory, by [`reference_cpu`]: f32 arithmetic, all cores of the surrounding rayon pool, the same bits on every run.
 
-use reference_cpu::{HostMatrix, HostMatrixMut, maxsim};
+use reference_cpu::maxsim;
+
+pub use reference_cpu::{HostMatrix, HostMatrixMut};
 
 use crate::error::Result;
 use crate::problem::{Pairing, Problem, Spans, shape};
+
+/// The element types: `f32`, `half::f16` and `half::bf16`.
+pub trait Element: kernel_core::Element + reference_cpu::Element {}
+
+impl<T: kernel_core::Element + reference_cpu::Element> Element for T {}
 
 /// The inputs of a call.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +55,9 @@ impl Plan {
     /// As [`Plan::forward`](crate::Plan::forward).
     ///
     /// # Errors
-    /// [`Error::Gpu`](crate::Error::Gpu) with `Shape` for masks, [`Error::Cpu`](crate::Error::Cpu) for other arguments that do not fit.
-    pub fn forward<T: reference_cpu::Element>(
+    /// [`Error::Gpu`](crate::Error::Gpu) with `DType` for another type of elements and `Shape` for tokens and masks, [`Error::Cpu`](crate::Error::Cpu)
+    /// for other arguments that do not fit.
+    pub fn forward<T: Element>(
         &self,
         inputs: &Inputs<'_, T>,
         scores: &mut [f32],
@@ -62,7 +70,7 @@ impl Plan {
     ///
     /// # Errors
     /// As [`Plan::forward`], and [`Error::Cpu`](crate::Error::Cpu) for an argmax beyond its document.
-    pub fn backward<T: reference_cpu::Element>(
+    pub fn backward<T: Element>(
         &self,
         inputs: &Inputs<'_, T>,
         d_scores: &[f32],
@@ -73,8 +81,12 @@ impl Plan {
         Ok(maxsim::backward(&self.reference(inputs)?, d_scores, argmax, d_queries, d_docs)?)
     }
 
-    fn reference<'a, T: reference_cpu::Element>(&'a self, inputs: &Inputs<'a, T>) -> Result<maxsim::Problem<'a, T>> {
-        let Problem { queries, docs, dim, query_mask, doc_mask, .. } = &self.problem;
+    fn reference<'a, T: Element>(&'a self, inputs: &Inputs<'a, T>) -> Result<maxsim::Problem<'a, T>> {
+        let Problem { queries, docs, dim, dtype, query_mask, doc_mask, .. } = &self.problem;
+        if T::DTYPE != *dtype {
+            let expected = dtype.to_string();
+            return Err(kernel_core::Error::DType { what: "queries and docs", found: T::DTYPE, expected }.into());
+        }
         let side = |rows: HostMatrix<'a, T>,
                     what,
                     spans: &Spans,
