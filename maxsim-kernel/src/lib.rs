@@ -10,6 +10,7 @@ pub mod cpu;
 mod error;
 mod io;
 mod kernels;
+mod packing;
 mod plan;
 mod problem;
 mod programs;
@@ -25,7 +26,8 @@ pub use kernel_core::{DType, Gpu, MatrixView, MatrixViewMut, VectorView, VectorV
 
 pub use error::{Error, Result};
 pub use io::{Gradients, Inputs};
-pub use plan::{Plan, argmax_offset, packed_spans, workspace_bytes};
+pub use packing::{Packing, packed_spans};
+pub use plan::{Plan, argmax_offset, workspace_bytes};
 pub use problem::{BackwardRoute, MAX_DIM, MAX_TOKENS, Options, Pairing, Problem, Route, Spans};
 pub use programs::variants;
 pub use top_k::{Ranking, TopK};

@@ -7,7 +7,7 @@ use crate::backward::Backward;
 use crate::error::Result;
 use crate::io::{Gradients, Inputs};
 use crate::kernels::{ForwardParams, MaskParams, NormParams, Prepare, ReduceParams, ScheduleParams, TextsArg};
-use crate::problem::{BackwardRoute, Options, Pairing, Problem, Route, shape};
+use crate::problem::{BackwardRoute, Options, Pairing, Problem, Route};
 use crate::scorer::{Scorer, Scratch};
 use crate::tables::Tables;
 use crate::tiles::{Division, ENTRY_COST};
@@ -327,29 +327,6 @@ fn is_aligned<T: Element>(inputs: &Inputs<'_, T>, gradients: &Gradients<'_, T>) 
     input(&inputs.queries) && input(&inputs.docs) && output(&gradients.d_queries) && output(&gradients.d_docs)
 }
 
-/// Packs the kept tokens of padded texts: the lengths that a mask leaves, as [`Spans`](crate::Spans). Only for masks without holes, whose
-/// kept tokens come first; what [`Plan::forward`] does with any mask needs no packing.
-///
-/// `mask` has `count * length` entries, in order.
-///
-/// # Errors
-/// `Shape` for a mask of another size or with a kept token after a masked one.
-pub fn packed_spans(mask: &[bool], count: usize, length: usize) -> Result<crate::Spans> {
-    if Some(mask.len()) != count.checked_mul(length) || length == 0 {
-        return Err(shape("mask", format!("[{}]", mask.len()), format!("[{count}, {length}]")));
-    }
-    let mut lengths = Vec::with_capacity(count);
-    for (text, mask) in mask.chunks(length).enumerate() {
-        let kept = mask.iter().take_while(|keep| **keep).count();
-        if let Some(late) = mask[kept..].iter().position(|keep| *keep) {
-            let found = format!("text {text} keeps token {} after masked token {kept}", kept + late);
-            return Err(shape("mask", found, "the kept tokens of every text first"));
-        }
-        lengths.push(kept);
-    }
-    Ok(crate::Spans::of_lengths(lengths))
-}
-
 /// How many entries of the argmax come before those of `slot`.
 pub fn argmax_offset(problem: &Problem, slot: usize) -> usize {
     let (query, doc) = problem.pair(slot);
@@ -375,14 +352,5 @@ mod tests {
         assert_eq!(resolve(hopper, DType::F16, Route::Portable).unwrap(), Route::Portable);
         assert!(resolve(hopper, DType::F32, Route::Hopper).unwrap_err().to_string().contains("f32"));
         assert!(resolve(ada, DType::F16, Route::Hopper).unwrap_err().to_string().contains("sm_89"));
-    }
-
-    #[test]
-    fn packing_counts_what_is_kept_and_names_holes() {
-        let spans = packed_spans(&[true, false, false, true, true, true], 2, 3).unwrap();
-        assert_eq!(spans, crate::Spans::packed(vec![0, 1, 4]));
-        let message = packed_spans(&[true, false, true], 1, 3).unwrap_err().to_string();
-        assert!(message.contains("token 2 after masked token 1"), "{message}");
-        assert!(packed_spans(&[true], 1, 3).unwrap_err().to_string().contains("[1, 3]"));
     }
 }

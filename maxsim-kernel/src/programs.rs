@@ -42,6 +42,7 @@ program!(TOP_K, "top_k");
 program!(BACKWARD_QUERIES, "backward_queries");
 program!(BACKWARD_DOCS, "backward_docs");
 program!(FINISH_GRADIENTS, "finish_gradients");
+program!(GATHER_ROWS, "gather_rows");
 
 fn row_defines(dtype: DType, access: RowAccess) -> Vec<(&'static str, String)> {
     vec![
@@ -145,6 +146,16 @@ pub(crate) fn finish_gradients(dtype: DType, access: RowAccess, entry: &'static 
     Variant { program: &FINISH_GRADIENTS, entry, defines, hot: false, min_arch: Some("sm_80") }
 }
 
+pub(crate) fn gather_rows(dtype: DType) -> Variant {
+    Variant {
+        program: &GATHER_ROWS,
+        entry: "maxsim_gather_rows",
+        defines: vec![("ELEMENT", element(dtype))],
+        hot: false,
+        min_arch: Some("sm_80"),
+    }
+}
+
 /// Every kernel that this crate can launch.
 pub fn variants() -> Vec<Variant> {
     let mut all = vec![top_k()];
@@ -152,6 +163,7 @@ pub fn variants() -> Vec<Variant> {
         for entry in ["maxsim_mask", "maxsim_norms", "maxsim_pad", "maxsim_schedule", "maxsim_reduce"] {
             all.push(prepare(dtype, entry));
         }
+        all.push(gather_rows(dtype));
         for on in [false, true] {
             all.push(forward_portable(dtype, on));
         }
