@@ -10,7 +10,7 @@ struct TopKParams {
   u32 first_doc;        // of this run, among all
   u32 k;
   u32 fresh;            // 1: nothing was kept before
-  u64* kept;            // [queries, MOST], ascending
+  u64* kept;            // [queries, k], ascending
   float* best_scores;   // [queries, k]: written when not null
   u32* best_docs;
 };
@@ -51,8 +51,8 @@ KERNEL __launch_bounds__(THREADS) maxsim_top_k(const __grid_constant__ TopKParam
   grid_dependency_launch();
   const u32 query = blockIdx.x;
   const float* scores = params.scores + (u64)query * params.docs;
-  u64* kept = params.kept + (u64)query * MOST;
-  for (u32 i = threadIdx.x; i < 2 * MOST; i += THREADS) keys[i] = params.fresh || i >= MOST ? ~0ull : kept[i];
+  u64* kept = params.kept + (u64)query * params.k;
+  for (u32 i = threadIdx.x; i < 2 * MOST; i += THREADS) keys[i] = params.fresh || i >= params.k ? ~0ull : kept[i];
   if (threadIdx.x == 0) found = 0;
   __syncthreads();
   for (u32 from = 0; from < params.docs; from += THREADS) {
@@ -69,7 +69,7 @@ KERNEL __launch_bounds__(THREADS) maxsim_top_k(const __grid_constant__ TopKParam
     }
     __syncthreads();
   }
-  for (u32 i = threadIdx.x; i < MOST; i += THREADS) kept[i] = keys[i];
+  for (u32 i = threadIdx.x; i < params.k; i += THREADS) kept[i] = keys[i];
   if (params.best_scores)
     for (u32 i = threadIdx.x; i < params.k; i += THREADS) {
       params.best_scores[(u64)query * params.k + i] = score_of(keys[i]);

@@ -7,6 +7,7 @@
 
 mod backward;
 pub mod cpu;
+mod design;
 mod error;
 mod io;
 mod kernels;
@@ -14,8 +15,10 @@ mod packing;
 mod plan;
 mod problem;
 mod programs;
+mod ranking;
 mod rows;
 mod scorer;
+mod spans;
 mod tables;
 mod tiles;
 mod top_k;
@@ -24,13 +27,16 @@ mod workspace;
 pub use kernel_core;
 pub use kernel_core::{DType, Gpu, MatrixView, MatrixViewMut, VectorView, VectorViewMut};
 
+pub use design::workspace_bytes;
 pub use error::{Error, Result};
 pub use io::{Gradients, Inputs};
 pub use packing::{Packing, packed_spans};
-pub use plan::{Plan, argmax_offset, workspace_bytes};
-pub use problem::{BackwardRoute, MAX_DIM, MAX_TOKENS, Options, Pairing, Problem, Route, Spans};
+pub use plan::{Plan, argmax_offset};
+pub use problem::{BackwardRoute, MAX_DIM, Options, Pairing, Problem, Route};
 pub use programs::variants;
-pub use top_k::{Ranking, TopK};
+pub use ranking::Ranking;
+pub use spans::{MAX_TOKENS, Spans};
+pub use top_k::TopK;
 
 /// The README's example, compiled with the documentation tests.
 #[cfg(doctest)]

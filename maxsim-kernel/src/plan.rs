@@ -1,17 +1,20 @@
 //! The plan: checks, buffers, and the order of launches.
 
+use std::sync::Arc;
+
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{Arch, DType, Element, Gpu, MatrixView, MatrixViewMut, VectorView, VectorViewMut, Workspace};
+use kernel_core::{Element, Gpu, MatrixView, MatrixViewMut, VectorView, VectorViewMut};
 
 use crate::backward::Backward;
+use crate::design::Design;
 use crate::error::Result;
 use crate::io::{Gradients, Inputs};
 use crate::kernels::{ForwardParams, MaskParams, NormParams, Prepare, ReduceParams, ScheduleParams, TextsArg};
-use crate::problem::{BackwardRoute, Options, Pairing, Problem, Route};
+use crate::problem::{BackwardRoute, Options, Pairing, Problem, Route, shape};
 use crate::scorer::{Scorer, Scratch};
 use crate::tables::Tables;
 use crate::tiles::{Division, ENTRY_COST};
-use crate::workspace::{Regions, SideRegions};
+use crate::workspace::{Memory, Regions, SideRegions};
 
 /// Everything decided ahead for one problem on one device: kernels, tiles, division of work, workspace.
 ///
@@ -50,7 +53,7 @@ pub struct Plan {
     prepare: Prepare,
     backward: Backward,
     regions: Regions,
-    workspace: Workspace,
+    memory: Arc<Memory>,
 }
 
 impl std::fmt::Debug for Plan {
@@ -64,54 +67,6 @@ impl std::fmt::Debug for Plan {
     }
 }
 
-/// The one place where dtype, device and wish become a route.
-fn resolve(arch: Arch, dtype: DType, route: Route) -> Result<Route> {
-    let hopper = arch.has_wgmma() && dtype != DType::F32;
-    match route {
-        Route::Auto if hopper => Ok(Route::Hopper),
-        Route::Auto | Route::Portable => Ok(Route::Portable),
-        Route::Hopper if hopper => Ok(Route::Hopper),
-        Route::Hopper if dtype == DType::F32 => {
-            let expected = "f16 or bf16 (f32 has the route portable)".to_owned();
-            Err(kernel_core::Error::DType { what: "route hopper", found: dtype, expected }.into())
-        }
-        Route::Hopper => Err(kernel_core::Error::UnsupportedDevice {
-            needs: "sm_90a for the route hopper".to_owned(),
-            found: arch.to_string(),
-        }
-        .into()),
-    }
-}
-
-fn design(gpu: &Gpu, problem: &Problem, options: Options) -> Result<(Route, BackwardRoute)> {
-    problem.check()?;
-    let info = gpu.info();
-    if info.compute_capability < (8, 0) {
-        let (major, minor) = info.compute_capability;
-        return Err(kernel_core::Error::UnsupportedDevice {
-            needs: "compute capability 8.0 or newer".to_owned(),
-            found: format!("{major}.{minor} ({})", info.name),
-        }
-        .into());
-    }
-    let backward = match options.backward {
-        BackwardRoute::Unified => BackwardRoute::Unified,
-        BackwardRoute::Auto | BackwardRoute::LowMemory => BackwardRoute::LowMemory,
-    };
-    Ok((resolve(info.arch(), problem.dtype, options.route)?, backward))
-}
-
-/// Bytes of the workspace that a plan will allocate, without making it. Outputs, inputs and the plan's tables (offsets and the like, a few
-/// bytes a text) are not counted.
-///
-/// # Errors
-/// As [`Plan::new`], for what can be told from the problem and the device.
-pub fn workspace_bytes(gpu: &Gpu, problem: &Problem, options: Options) -> Result<usize> {
-    let (route, backward) = design(gpu, problem, options)?;
-    let division = Scorer::division(route, gpu.info(), problem);
-    Ok(Regions::layout(problem, &division, Scorer::padded_dim(problem), backward).0.total())
-}
-
 impl Plan {
     /// Decides, compiles, uploads the tables and allocates.
     ///
@@ -119,15 +74,20 @@ impl Plan {
     /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `DType` for a route that the dtype does not
     /// have, `UnsupportedDevice`, `MissingLibrary` without NVRTC, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
-        let (route, backward) = design(gpu, &problem, options)?;
-        let division = Scorer::division(route, gpu.info(), &problem);
-        let (layout, regions) = Regions::layout(&problem, &division, Scorer::padded_dim(&problem), backward);
+        let design = Design::new(gpu.info(), &problem, &options)?;
+        let memory = Memory::new(gpu, &design.needs)?;
+        Self::with_memory(gpu, problem, design, Arc::new(memory))
+    }
+
+    /// A plan of `design`, which was made for this device and problem, in memory that holds what it needs.
+    pub(crate) fn with_memory(gpu: &Gpu, problem: Problem, design: Design, memory: Arc<Memory>) -> Result<Self> {
+        let Design { route, backward, division, regions, .. } = design;
         Ok(Self {
-            tables: Tables::new(gpu, &problem, &division)?,
+            tables: Tables::new(Some(gpu), &problem, &division)?,
             scorer: Scorer::new(gpu, route, &problem)?,
             prepare: Prepare::new(gpu, problem.dtype)?,
             backward: Backward::new(gpu, backward, &problem),
-            workspace: Workspace::new(gpu, &layout)?,
+            memory,
             gpu: gpu.clone(),
             problem,
             division,
@@ -150,9 +110,14 @@ impl Plan {
         self.backward.route()
     }
 
-    /// Device memory in bytes that the plan holds: workspace and tables.
+    /// Device memory in bytes that the plan holds: what [`workspace_bytes`](crate::workspace_bytes) says.
     pub fn workspace_bytes(&self) -> usize {
-        self.workspace.bytes() + self.tables.bytes()
+        self.memory.bytes() + self.own_bytes()
+    }
+
+    /// Those that it shares with no other plan.
+    pub(crate) fn own_bytes(&self) -> usize {
+        self.tables.bytes() + Scorer::own_bytes(self.route())
     }
 
     /// The scores s\[q, d\] = Σ_i max_j ⟨Q\[q, i\], D\[d, j\]⟩ over the tokens that the masks keep (arXiv 2004.12832, section 3.3), and with
@@ -201,7 +166,7 @@ impl Plan {
                 entries: self.division.chunk_starts.last().copied().unwrap_or(0),
                 blocks: self.division.blocks as u32,
                 entry_cost: ENTRY_COST as u32,
-                prefix: self.workspace.ptr(self.regions.prefix),
+                prefix: self.memory.ptr(self.regions.prefix),
                 starts: items.starts,
             };
             // SAFETY: `prefix` and `starts` are as large as the entries and the division say.
@@ -212,15 +177,15 @@ impl Plan {
             queries: query_texts,
             docs: doc_texts,
             dim: self.problem.dim as u32,
-            sums: if self.division.whole { scores } else { self.workspace.ptr(self.regions.partials) },
+            sums: if self.division.whole { scores } else { self.memory.ptr(self.regions.partials) },
             argmax: argmax.as_ref().map_or(0, |(address, _)| *address),
             tiles: self.division.tiles as u32,
             stages: 0,
         };
         let scratch = Scratch {
-            padded: [self.regions.queries.padded, self.regions.docs.padded].map(|region| self.workspace.ptr(region)),
+            padded: [self.regions.queries.padded, self.regions.docs.padded].map(|region| self.memory.ptr(region)),
             block_firsts: self.tables.block_firsts(),
-            joins: self.workspace.ptr(self.regions.joins),
+            joins: self.memory.joins(&self.regions),
         };
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, of the tables and of the workspace.
         unsafe { self.scorer.launch(&gpu, &self.problem, &self.division, &self.prepare, scratch, params) }?;
@@ -244,7 +209,7 @@ impl Plan {
     /// and tokens that no query token chose, get exact zeros. f32 sums, rounded once. An argmax entry beyond its document counts for nothing.
     ///
     /// # Errors
-    /// As [`Plan::forward`]; memory of any alignment will do.
+    /// As [`Plan::forward`], but memory of any alignment will do; `Shape` for a plan with [`BackwardRoute::None`].
     pub fn backward<T: Element>(
         &mut self,
         inputs: &Inputs<'_, T>,
@@ -252,6 +217,9 @@ impl Plan {
         argmax: &VectorView<'_, i32>,
         gradients: &mut Gradients<'_, T>,
     ) -> Result<()> {
+        if self.backward_route() == BackwardRoute::None {
+            return Err(shape("backward route", BackwardRoute::None, "a plan that was made for gradients"));
+        }
         inputs.check(&self.gpu, &self.problem, 1)?;
         inputs.check_backward(&self.gpu, &self.problem, d_scores, argmax, gradients)?;
         let gpu = self.gpu.clone();
@@ -286,7 +254,7 @@ impl Plan {
             d_scores,
             argmax,
             gradients: out,
-            scratch: self.workspace.ptr(self.regions.scratch),
+            scratch: self.memory.ptr(self.regions.scratch),
             aligned,
         };
         // SAFETY: the addresses are of checked views whose guards live to the end of this function, of the tables and of the workspace.
@@ -296,7 +264,7 @@ impl Plan {
     /// Queues what the kernels need to know of masks and norms, and says where it is. `mask`: 0 for none.
     fn prepare_side(&self, texts: &mut TextsArg, regions: SideRegions, mask: u64, rows: usize) -> Result<()> {
         let (stream, info) = (self.gpu.stream(), self.gpu.info());
-        let ptr = |region| self.workspace.ptr(region);
+        let ptr = |region| self.memory.ptr(region);
         if mask != 0 {
             (texts.ends, texts.firsts, texts.bits) = (ptr(regions.ends), ptr(regions.firsts), ptr(regions.bits));
             let TextsArg { ends, firsts, bits, .. } = *texts;
@@ -336,21 +304,5 @@ pub fn argmax_offset(problem: &Problem, slot: usize) -> usize {
         Pairing::Candidates { per_query } => span.start * per_query + slot % per_query * span.len(),
         Pairing::Pairs => span.start,
         Pairing::List(list) => list[..slot].iter().map(|&(query, _)| problem.queries.length(query)).sum(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn routes_resolve_by_architecture_and_dtype() {
-        let (hopper, ada) = (Arch::parse("sm_90a").unwrap(), Arch::parse("sm_89").unwrap());
-        assert_eq!(resolve(hopper, DType::Bf16, Route::Auto).unwrap(), Route::Hopper);
-        assert_eq!(resolve(hopper, DType::F32, Route::Auto).unwrap(), Route::Portable);
-        assert_eq!(resolve(ada, DType::F16, Route::Auto).unwrap(), Route::Portable);
-        assert_eq!(resolve(hopper, DType::F16, Route::Portable).unwrap(), Route::Portable);
-        assert!(resolve(hopper, DType::F32, Route::Hopper).unwrap_err().to_string().contains("f32"));
-        assert!(resolve(ada, DType::F16, Route::Hopper).unwrap_err().to_string().contains("sm_89"));
     }
 }

@@ -1,136 +1,16 @@
 //! What is computed, and how.
 
 use std::fmt;
-use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use kernel_core::DType;
 
 use crate::error::{Error, Result};
+pub(crate) use crate::spans::Spans;
 
 /// The largest token dimension.
 pub const MAX_DIM: usize = 1024;
-/// The most tokens of one text.
-pub const MAX_TOKENS: usize = 1 << 18;
-
-/// How the token rows of one side are cut into texts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Spans {
-    /// `[count, length, d]`: every text has `length` rows; a mask says which are padding.
-    Padded {
-        /// Number of texts.
-        count: usize,
-        /// Rows of each.
-        length: usize,
-    },
-    /// `[total, d]`: text `i` is rows `offsets[i]..offsets[i + 1]`. The first offset is 0, the last is the number of rows.
-    Packed(Arc<[usize]>),
-}
-
-impl Spans {
-    /// `count` texts of `length` rows each.
-    pub fn padded(count: usize, length: usize) -> Self {
-        Self::Padded { count, length }
-    }
-
-    /// Texts that follow each other without padding; `offsets` has one entry more than there are texts.
-    pub fn packed(offsets: impl Into<Arc<[usize]>>) -> Self {
-        Self::Packed(offsets.into())
-    }
-
-    /// Packed texts of these lengths.
-    pub fn of_lengths(lengths: impl IntoIterator<Item = usize>) -> Self {
-        let mut offsets = vec![0];
-        let mut end = 0usize;
-        offsets.extend(lengths.into_iter().map(|length| {
-            end = end.saturating_add(length);
-            end
-        }));
-        Self::packed(offsets)
-    }
-
-    /// Number of texts.
-    pub fn count(&self) -> usize {
-        match self {
-            Self::Padded { count, .. } => *count,
-            Self::Packed(offsets) => offsets.len().saturating_sub(1),
-        }
-    }
-
-    /// Number of token rows.
-    pub fn rows(&self) -> usize {
-        match self {
-            Self::Padded { count, length } => count.saturating_mul(*length),
-            Self::Packed(offsets) => offsets.last().copied().unwrap_or(0),
-        }
-    }
-
-    /// Rows of their matrix in a call on the GPU: one for each token, or one where there is no token at all; what that row holds does
-    /// not matter, and it is not written.
-    pub fn matrix_rows(&self) -> usize {
-        self.rows().max(1)
-    }
-
-    /// Rows of text `index`, which must exist.
-    pub fn span(&self, index: usize) -> Range<usize> {
-        match self {
-            Self::Padded { length, .. } => index * length..(index + 1) * length,
-            Self::Packed(offsets) => offsets[index]..offsets[index + 1],
-        }
-    }
-
-    /// Rows of text `index`, which must exist.
-    pub fn length(&self, index: usize) -> usize {
-        self.span(index).len()
-    }
-
-    /// Rows of the longest text.
-    pub fn longest(&self) -> usize {
-        match self {
-            Self::Padded { length, .. } => *length,
-            Self::Packed(offsets) => offsets.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or(0),
-        }
-    }
-
-    /// Texts `range` alone, their rows counted from the first one's.
-    #[must_use]
-    pub fn slice(&self, range: Range<usize>) -> Self {
-        match self {
-            Self::Padded { length, .. } => Self::Padded { count: range.len(), length: *length },
-            Self::Packed(offsets) => {
-                let offsets = &offsets[range.start..=range.end];
-                Self::Packed(offsets.iter().map(|offset| offset - offsets[0]).collect())
-            }
-        }
-    }
-
-    fn check(&self, what: &'static str) -> Result<()> {
-        if let Self::Packed(offsets) = self {
-            let first = offsets.first().copied().unwrap_or(0);
-            if first != 0 {
-                return Err(shape(what, format!("a first offset of {first}"), "0"));
-            }
-            if let Some(at) = offsets.windows(2).position(|pair| pair[1] < pair[0]) {
-                let found = format!("offset {} = {} after {}", at + 1, offsets[at + 1], offsets[at]);
-                return Err(shape(what, found, "offsets that do not decrease"));
-            }
-        }
-        if self.count() == 0 {
-            return Err(kernel_core::Error::ZeroSize { what }.into());
-        }
-        if self.longest() > MAX_TOKENS {
-            return Err(shape(what, format!("a text of {} tokens", self.longest()), format!("at most {MAX_TOKENS}")));
-        }
-        // Kernels name rows and texts in 32 bits; offsets into memory are 64-bit.
-        if self.rows() > i32::MAX as usize || self.count() > i32::MAX as usize {
-            let found = format!("{} texts, {} token rows", self.count(), self.rows());
-            return Err(shape(what, found, format!("at most {} of each", i32::MAX)));
-        }
-        Ok(())
-    }
-}
-
 /// Which queries meet which documents; Nq and Nd are their numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Pairing {
@@ -232,7 +112,7 @@ impl Problem {
             Pairing::Cross => self.queries.rows().saturating_mul(self.docs.count()),
             Pairing::Candidates { per_query } => self.queries.rows().saturating_mul(*per_query),
             Pairing::Pairs => self.queries.rows(),
-            Pairing::List(list) => list.iter().map(|&(q, _)| self.queries.length(q)).sum(),
+            Pairing::List(list) => list.iter().map(|&(q, _)| self.queries.length(q)).fold(0, usize::saturating_add),
         }
     }
 
@@ -333,6 +213,8 @@ pub enum BackwardRoute {
     Unified,
     /// Every token's gradient is summed by its owner in a fixed order: the same bits on every run, and no f32 copy of a gradient.
     LowMemory,
+    /// No gradients: nothing is held for them, and [`Plan::backward`](crate::Plan::backward) is an error.
+    None,
 }
 
 macro_rules! names {
@@ -361,7 +243,7 @@ macro_rules! names {
     };
 }
 names!(Route, "route", Auto = "auto", Hopper = "hopper", Portable = "portable");
-names!(BackwardRoute, "backward route", Auto = "auto", Unified = "unified", LowMemory = "lowmemory");
+names!(BackwardRoute, "backward route", Auto = "auto", Unified = "unified", LowMemory = "lowmemory", None = "none");
 
 /// How to compute it; the default is right for nearly everyone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -415,12 +297,6 @@ mod tests {
         assert!(message(&Problem { pairing: list, ..good.clone() }).contains("entry 1 = (2, 1)"));
         let candidates = Pairing::Candidates { per_query: 3 };
         assert!(message(&Problem { pairing: candidates, ..good }).contains("3 for each of 2 queries"));
-    }
-
-    #[test]
-    fn slices_count_from_their_first_row() {
-        assert_eq!(Spans::of_lengths([3, 0, 2, 5]).slice(1..3), Spans::of_lengths([0, 2]));
-        assert_eq!(Spans::padded(7, 4).slice(2..5), Spans::padded(3, 4));
     }
 
     #[test]

@@ -80,6 +80,11 @@ impl Scorer {
         }
     }
 
+    /// Bytes of its own on the device: `nan_epoch`.
+    pub(crate) fn own_bytes(route: Route) -> usize {
+        if route == Route::Hopper { size_of::<u32>() } else { 0 }
+    }
+
     /// How the work of `problem` is cut on this route.
     pub(crate) fn division(route: Route, info: &DeviceInfo, problem: &Problem) -> Division {
         let chunk_bytes = info.l2_bytes / L2_SHARE;

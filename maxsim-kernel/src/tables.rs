@@ -10,25 +10,23 @@ use crate::tiles::{Division, Even, QueryTile};
 
 /// One uploaded array. Its address is stable; a plan uses it on its own stream only.
 struct Table<T> {
-    memory: Option<CudaSlice<T>>,
+    /// Kept for its address.
+    _memory: Option<CudaSlice<T>>,
     address: u64,
+    bytes: usize,
 }
 
 impl<T: DeviceRepr> Table<T> {
-    fn upload(gpu: &Gpu, values: &[T]) -> Result<Self> {
-        if values.is_empty() {
-            return Ok(Self { memory: None, address: 0 });
-        }
+    /// Without a device nothing is uploaded, but counted.
+    fn new(gpu: Option<&Gpu>, values: &[T]) -> Result<Self> {
+        let bytes = size_of_val(values);
+        let (Some(gpu), false) = (gpu, values.is_empty()) else { return Ok(Self { _memory: None, address: 0, bytes }) };
         let memory = gpu.upload(values)?;
         let address = {
             let (address, _guard) = memory.device_ptr(gpu.stream());
             address
         };
-        Ok(Self { memory: Some(memory), address })
-    }
-
-    fn bytes(&self) -> usize {
-        self.memory.as_ref().map_or(0, |memory| memory.len() * size_of::<T>())
+        Ok(Self { _memory: Some(memory), address, bytes })
     }
 }
 
@@ -48,7 +46,8 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    pub(crate) fn new(gpu: &Gpu, problem: &Problem, division: &Division) -> Result<Self> {
+    /// Without a device they have their sizes and no addresses.
+    pub(crate) fn new(gpu: Option<&Gpu>, problem: &Problem, division: &Division) -> Result<Self> {
         let offsets = |spans: &Spans| match spans {
             Spans::Padded { .. } => Vec::new(),
             Spans::Packed(offsets) => offsets.iter().map(|&offset| offset as u64).collect(),
@@ -69,7 +68,7 @@ impl Tables {
         });
         let meetings = |texts: usize, members: Vec<usize>| -> Result<[Table<u32>; 2]> {
             let (starts, slots) = if list.is_empty() { Default::default() } else { group(texts, &members) };
-            Ok([Table::upload(gpu, &starts)?, Table::upload(gpu, &slots)?])
+            Ok([Table::new(gpu, &starts)?, Table::new(gpu, &slots)?])
         };
         let block_firsts = match &problem.docs {
             Spans::Packed(offsets) if division.streamed => {
@@ -78,16 +77,16 @@ impl Tables {
             _ => Vec::new(),
         };
         Ok(Self {
-            query_offsets: Table::upload(gpu, &offsets(&problem.queries))?,
-            doc_offsets: Table::upload(gpu, &offsets(&problem.docs))?,
-            list: Table::upload(gpu, &list.iter().flat_map(|&(q, d)| [q as u32, d as u32]).collect::<Vec<_>>())?,
-            list_args: Table::upload(gpu, &arguments.collect::<Vec<_>>())?,
+            query_offsets: Table::new(gpu, &offsets(&problem.queries))?,
+            doc_offsets: Table::new(gpu, &offsets(&problem.docs))?,
+            list: Table::new(gpu, &list.iter().flat_map(|&(q, d)| [q as u32, d as u32]).collect::<Vec<_>>())?,
+            list_args: Table::new(gpu, &arguments.collect::<Vec<_>>())?,
             // What the kernels can work out themselves is not uploaded.
-            tiles: Table::upload(gpu, if worked_out { &[] } else { &division.query_tiles })?,
-            segments: Table::upload(gpu, &division.query_segments)?,
-            chunk_starts: Table::upload(gpu, if one_chunk { &[] } else { &division.chunk_starts })?,
-            starts: Table::upload(gpu, if even { &[] } else { &division.starts })?,
-            block_firsts: Table::upload(gpu, &block_firsts)?,
+            tiles: Table::new(gpu, if worked_out { &[] } else { &division.query_tiles })?,
+            segments: Table::new(gpu, &division.query_segments)?,
+            chunk_starts: Table::new(gpu, if one_chunk { &[] } else { &division.chunk_starts })?,
+            starts: Table::new(gpu, if even { &[] } else { &division.starts })?,
+            block_firsts: Table::new(gpu, &block_firsts)?,
             even: if even { division.even(problem) } else { Even::default() },
             query_meetings: meetings(problem.queries.count(), list.iter().map(|pair| pair.0).collect())?,
             doc_meetings: meetings(problem.docs.count(), list.iter().map(|pair| pair.1).collect())?,
@@ -98,8 +97,8 @@ impl Tables {
         let words = [&self.list, &self.segments, &self.chunk_starts, &self.starts, &self.block_firsts];
         let longs = [&self.query_offsets, &self.doc_offsets, &self.list_args];
         let meetings = self.query_meetings.iter().chain(&self.doc_meetings);
-        let tables = words.into_iter().chain(meetings).map(Table::bytes).sum::<usize>();
-        tables + longs.into_iter().map(Table::bytes).sum::<usize>() + self.tiles.bytes()
+        let words: usize = words.into_iter().chain(meetings).map(|table| table.bytes).sum();
+        words + longs.into_iter().map(|table| table.bytes).sum::<usize>() + self.tiles.bytes
     }
 
     pub(crate) fn items(&self, problem: &Problem, division: &Division) -> ItemsArg {

@@ -1,103 +1,47 @@
 //! Retrieval: the best documents of each query, without the scores of all.
 
-use std::cmp::Ordering;
+use std::ops::Range;
+use std::sync::Arc;
 
 use kernel_core::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut};
-use kernel_core::{Element, Gpu, MatrixView, VectorViewMut};
+use kernel_core::{DType, DeviceInfo, Element, Gpu, MatrixView, VectorViewMut};
 
+use crate::design::Design;
 use crate::error::Result;
 use crate::io::Inputs;
 use crate::kernels::{KeepBest, MOST, TopKParams};
 use crate::plan::Plan;
-use crate::problem::{Options, Pairing, Problem, shape};
+use crate::problem::{BackwardRoute, Options, Pairing, Problem, shape};
+use crate::ranking::Ranking;
+use crate::spans::Spans;
+use crate::workspace::{Memory, Needs};
 
 /// Scores that are held at once: 64 MB.
 const HELD_SCORES: usize = 1 << 24;
 /// Bytes of documents that are copied at once from host memory.
 const COPIED_BYTES: usize = 128 << 20;
 
-/// The best documents of each query, best first. Equal scores are in the order of the documents; NaN comes after every number. Copies of one document
-/// score alike within a run; beside a run of far fewer documents they may differ in the last bit, as another kernel may add there in another order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ranking {
-    /// Documents of each query: k, or all when there are fewer.
-    pub per_query: usize,
-    /// Documents, `[Nq, per_query]`.
-    pub docs: Vec<u32>,
-    /// Their scores, `[Nq, per_query]`.
-    pub scores: Vec<f32>,
-}
-
-impl Ranking {
-    /// Ranks scores `[Nq, Nd]` that are there already, on the host.
-    pub fn of_scores(scores: &[f32], docs: usize, k: usize) -> Self {
-        let per_query = k.min(docs);
-        let mut ranking = Self { per_query, docs: Vec::new(), scores: Vec::new() };
-        for row in scores.chunks(docs.max(1)) {
-            let mut order: Vec<usize> = (0..row.len()).collect();
-            order.sort_by(|&a, &b| match (row[a].is_nan(), row[b].is_nan()) {
-                (false, false) => row[b].partial_cmp(&row[a]).unwrap_or(Ordering::Equal).then(a.cmp(&b)),
-                (a_is, b_is) => a_is.cmp(&b_is).then(a.cmp(&b)),
-            });
-            ranking.docs.extend(order.iter().take(per_query).map(|&doc| doc as u32));
-            ranking.scores.extend(order.iter().take(per_query).map(|&doc| row[doc]));
-        }
-        ranking
-    }
-
-    /// Documents and scores of one query, best first; empty for a query that there is not.
-    pub fn query(&self, query: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
-        let from = query.saturating_mul(self.per_query).min(self.docs.len());
-        let to = (from + self.per_query).min(self.docs.len());
-        self.docs[from..to].iter().map(|&doc| doc as usize).zip(self.scores[from..to].iter().copied())
-    }
-}
-
 /// One run of documents that are scored at once.
-struct Chunk {
+struct Run {
     plan: Plan,
     first_doc: usize,
     first_row: usize,
     rows: usize,
 }
 
-/// Everything decided ahead for the k best documents of a corpus for each query.
-///
-/// Documents are scored a run at a time, and only the best so far and one run's scores are held: neither `[Nq, Nd]` scores nor, with
-/// [`TopK::search_host`], the corpus need fit in device memory.
-pub struct TopK {
-    gpu: Gpu,
+/// What is decided of a search without touching the device.
+struct Sketch {
     k: usize,
-    queries: usize,
-    query_rows: usize,
-    rows: usize,
-    dim: usize,
-    chunks: Vec<Chunk>,
-    keep: KeepBest,
-    scores: CudaSlice<f32>,
-    kept: CudaSlice<u64>,
-    best_scores: CudaSlice<f32>,
-    best_docs: CudaSlice<u32>,
+    /// Problem, design, first document and first token row of each run.
+    runs: Vec<(Problem, Design, usize, usize)>,
+    /// Documents of the widest run.
+    widest: usize,
+    /// Of the memory that the runs share.
+    needs: Needs,
 }
 
-impl std::fmt::Debug for TopK {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TopK")
-            .field("k", &self.k)
-            .field("queries", &self.queries)
-            .field("runs", &self.chunks.len())
-            .finish()
-    }
-}
-
-impl TopK {
-    /// The `k` best (at most 1024) of `problem.docs` for each of `problem.queries`; all of them when there are fewer. The problem is a
-    /// cross without masks.
-    ///
-    /// # Errors
-    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` for k = 0 or a corpus without a token, `Shape` for a larger k, another pairing or masks, and as
-    /// [`Plan::new`].
-    pub fn new(gpu: &Gpu, problem: &Problem, k: usize, options: Options) -> Result<Self> {
+impl Sketch {
+    fn new(info: &DeviceInfo, problem: &Problem, k: usize, options: &Options) -> Result<Self> {
         problem.check()?;
         if problem.pairing != Pairing::Cross || problem.query_mask || problem.doc_mask {
             return Err(shape(
@@ -115,77 +59,157 @@ impl TopK {
         if problem.docs.rows() == 0 {
             return Err(kernel_core::Error::ZeroSize { what: "corpus" }.into());
         }
-        let (queries, docs) = (problem.queries.count(), problem.docs.count());
-        let k = k.min(docs);
-        let most_docs = (HELD_SCORES / queries).max(1);
+        let most_docs = (HELD_SCORES / problem.queries.count()).max(1);
         let most_rows = (COPIED_BYTES / (problem.dim * problem.dtype.size_bytes())).max(1);
-        let mut chunks = Vec::new();
-        let (mut first_doc, mut widest) = (0, 0);
-        while first_doc < docs {
-            let first_row = problem.docs.span(first_doc).start;
-            let mut end = first_doc + 1;
-            while end < docs && end - first_doc < most_docs && problem.docs.span(end).end - first_row <= most_rows {
-                end += 1;
-            }
-            // A run without a token cannot be viewed: it takes documents up to the next token.
-            while end < docs && problem.docs.span(end - 1).end == first_row {
-                end += 1;
-            }
-            let rows = problem.docs.span(end - 1).end - first_row;
-            if rows == 0 {
-                // Only empty documents are left: they go to the run before. The problem has a token, so there is one.
-                let Some(Chunk { plan, first_doc: begin, .. }) = chunks.pop() else { break };
-                drop(plan);
-                first_doc = begin;
-                let spans = problem.docs.slice(first_doc..docs);
-                chunks.push(Self::chunk(gpu, problem, spans, first_doc, options)?);
-                widest = widest.max(docs - first_doc);
-                break;
-            }
-            chunks.push(Self::chunk(gpu, problem, problem.docs.slice(first_doc..end), first_doc, options)?);
-            widest = widest.max(end - first_doc);
-            first_doc = end;
+        let options = Options { backward: BackwardRoute::None, ..*options };
+        let (mut runs, mut widest, mut needs) = (Vec::new(), 0, Needs::default());
+        for docs in cut(&problem.docs, most_docs, most_rows) {
+            let run = Problem { docs: problem.docs.slice(docs.clone()), ..problem.clone() };
+            let design = Design::new(info, &run, &options)?;
+            widest = widest.max(docs.len());
+            needs = needs.or(design.needs.clone());
+            runs.push((run, design, docs.start, problem.docs.span(docs.start).start));
         }
+        Ok(Self { k: k.min(problem.docs.count()), runs, widest, needs })
+    }
+
+    fn bytes(&self, queries: usize) -> Result<usize> {
+        let mut bytes = self.needs.bytes();
+        for (problem, design, ..) in &self.runs {
+            bytes += design.own_bytes(problem)?;
+        }
+        Ok(bytes + queries * (self.widest * 4 + self.k * (8 + 4 + 4)))
+    }
+}
+
+/// Cuts documents into runs of about so many documents and rows at most. Every run has a token, of which there is one.
+fn cut(docs: &Spans, most_docs: usize, most_rows: usize) -> Vec<Range<usize>> {
+    let count = docs.count();
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut first = 0;
+    while first < count {
+        let first_row = docs.span(first).start;
+        let mut end = first + 1;
+        while end < count && end - first < most_docs && docs.span(end).end - first_row <= most_rows {
+            end += 1;
+        }
+        // A run without a token cannot be viewed: it takes documents up to the next token.
+        while end < count && docs.span(end - 1).end == first_row {
+            end += 1;
+        }
+        match runs.last_mut() {
+            // Only empty documents are left: they go to the run before.
+            Some(run) if docs.span(end - 1).end == first_row => run.end = end,
+            _ => runs.push(first..end),
+        }
+        first = end;
+    }
+    runs
+}
+
+/// What copies of a corpus from host memory need: a stream, and room for two runs, of which one is copied while the other is scored.
+struct Staging {
+    copies: Gpu,
+    buffers: Vec<CudaSlice<u8>>,
+}
+
+/// Everything decided ahead for the k best documents of a corpus for each query.
+///
+/// Documents are scored a run at a time (at most 128 MB of them, and 64 MB of scores, but one document at least). Only the best so far, one
+/// run's scores and the workspace of the largest run are held, and 8 bytes a packed document: neither `[Nq, Nd]` scores nor, with [`TopK::search_host`],
+/// the corpus need fit in device memory. Documents that lie on the device are read where they lie; a copy is made of one run at a time where d must be padded.
+pub struct TopK {
+    gpu: Gpu,
+    k: usize,
+    queries: Spans,
+    rows: usize,
+    dim: usize,
+    dtype: DType,
+    runs: Vec<Run>,
+    /// Of all runs.
+    memory: Arc<Memory>,
+    keep: KeepBest,
+    scores: CudaSlice<f32>,
+    kept: CudaSlice<u64>,
+    best_scores: CudaSlice<f32>,
+    best_docs: CudaSlice<u32>,
+    /// Made by the first search that needs it.
+    staging: Option<Staging>,
+}
+
+impl std::fmt::Debug for TopK {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TopK")
+            .field("k", &self.k)
+            .field("queries", &self.queries.count())
+            .field("runs", &self.runs.len())
+            .finish()
+    }
+}
+
+impl TopK {
+    /// The `k` best (at most 1024) of `problem.docs` for each of `problem.queries`; all of them when there are fewer. The problem is a
+    /// cross without masks. Of `options` the backward route does not matter.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` for k = 0 or a corpus without a token, `Shape` for a larger k, another pairing or masks, and as
+    /// [`Plan::new`].
+    pub fn new(gpu: &Gpu, problem: &Problem, k: usize, options: Options) -> Result<Self> {
+        let Sketch { k, runs, widest, needs } = Sketch::new(gpu.info(), problem, k, &options)?;
+        let memory = Arc::new(Memory::new(gpu, &needs)?);
+        let runs = runs.into_iter().map(|(problem, design, first_doc, first_row)| -> Result<Run> {
+            let rows = problem.docs.rows();
+            Ok(Run { plan: Plan::with_memory(gpu, problem, design, memory.clone())?, first_doc, first_row, rows })
+        });
+        let runs = runs.collect::<Result<_>>()?;
+        let queries = problem.queries.count();
         Ok(Self {
             gpu: gpu.clone(),
             k,
-            queries,
-            query_rows: problem.queries.matrix_rows(),
+            queries: problem.queries.clone(),
             rows: problem.docs.rows(),
             dim: problem.dim,
-            chunks,
+            dtype: problem.dtype,
+            runs,
+            memory,
             keep: KeepBest::new(gpu)?,
             scores: gpu.alloc(queries * widest)?,
-            kept: gpu.alloc(queries * MOST)?,
+            kept: gpu.alloc(queries * k)?,
             best_scores: gpu.alloc(queries * k)?,
             best_docs: gpu.alloc(queries * k)?,
+            staging: None,
         })
     }
 
-    fn chunk(gpu: &Gpu, problem: &Problem, docs: crate::Spans, first_doc: usize, options: Options) -> Result<Chunk> {
-        let (first_row, rows) = (problem.docs.span(first_doc).start, docs.rows());
-        let plan = Plan::new(gpu, Problem { docs, ..problem.clone() }, options)?;
-        Ok(Chunk { plan, first_doc, first_row, rows })
+    /// Device memory in bytes that [`TopK::new`] will allocate, without making it. [`TopK::search_host`] holds two runs of documents more, of
+    /// 128 MB each at most unless one document is larger.
+    ///
+    /// # Errors
+    /// As [`TopK::new`], for what can be told from the problem and the device.
+    pub fn required_bytes(gpu: &Gpu, problem: &Problem, k: usize, options: &Options) -> Result<usize> {
+        Sketch::new(gpu.info(), problem, k, options)?.bytes(problem.queries.count())
     }
 
     /// Runs of documents that are scored one after another.
     pub fn runs(&self) -> usize {
-        self.chunks.len()
+        self.runs.len()
     }
 
-    /// Device memory in bytes that is held.
+    /// Device memory in bytes that is held: what [`TopK::required_bytes`] says, and once [`TopK::search_host`] was called its buffers.
     pub fn workspace_bytes(&self) -> usize {
-        let plans: usize = self.chunks.iter().map(|chunk| chunk.plan.workspace_bytes()).sum();
-        plans + (self.scores.len() + 2 * self.best_docs.len()) * 4 + self.kept.len() * 8
+        let plans: usize = self.runs.iter().map(|run| run.plan.own_bytes()).sum();
+        let buffers = self.staging.iter().flat_map(|staging| &staging.buffers);
+        let results = (self.scores.len() + self.best_scores.len() + self.best_docs.len()) * 4 + self.kept.len() * 8;
+        self.memory.bytes() + plans + results + buffers.map(CudaSlice::len).sum::<usize>()
     }
 
     /// Searches a corpus in device memory: dense rows `[tokens, d]`. Waits for the result.
     ///
     /// # Errors
-    /// [`Error::Gpu`](crate::Error::Gpu) with `Shape` or `WrongDevice` naming the argument, and as [`Plan::forward`].
+    /// [`Error::Gpu`](crate::Error::Gpu) with `DType`, `Shape` or `WrongDevice` naming the argument, and as [`Plan::forward`].
     pub fn search<T: Element>(&mut self, queries: &MatrixView<'_, T>, corpus: &CudaView<'_, T>) -> Result<Ranking> {
-        self.check_length(corpus.len())?;
-        for index in 0..self.chunks.len() {
+        self.check(queries, corpus.len())?;
+        for index in 0..self.runs.len() {
             let elements = self.elements(index);
             self.score(index, queries, &corpus.slice(elements))?;
         }
@@ -193,58 +217,93 @@ impl TopK {
     }
 
     /// Searches a corpus in host memory, of any size: runs are copied to the device one ahead of the one that is scored. Page-locked memory
-    /// copies about twice as fast. Waits for the result.
+    /// copies about twice as fast. Waits for the result. The first call allocates room for two runs, which is kept.
     ///
     /// # Errors
     /// As [`TopK::search`], and `OutOfMemory` for the two runs on the device.
     pub fn search_host<T: Element>(&mut self, queries: &MatrixView<'_, T>, corpus: &[T]) -> Result<Ranking> {
-        self.check_length(corpus.len())?;
-        let longest = self.chunks.iter().map(|chunk| chunk.rows).max().unwrap_or(1) * self.dim;
-        let copies = self.gpu.fork()?;
-        let mut buffers = vec![self.gpu.alloc::<T>(longest)?];
-        if self.chunks.len() > 1 {
-            buffers.push(self.gpu.alloc::<T>(longest)?);
-        }
-        for index in 0..self.chunks.len() {
-            let elements = self.elements(index);
-            let buffer = &mut buffers[index % 2];
-            // The copy waits for the scores that last read this buffer, and the scores for the copy: by the events of the two streams.
-            let mut target = buffer.slice_mut(..elements.len());
-            copies
-                .stream()
-                .memcpy_htod(&corpus[elements.clone()], &mut target)
-                .map_err(kernel_core::Error::driver("cuMemcpyHtoDAsync"))?;
-            self.score(index, queries, &buffer.slice(..elements.len()))?;
-        }
+        self.check(queries, corpus.len())?;
+        let mut staging = match self.staging.take() {
+            Some(staging) => staging,
+            None => self.staging()?,
+        };
+        let searched = self.stream(&mut staging, queries, corpus);
+        // Also after an error no copy may be under way that reads what the caller is about to have back.
+        let copied = staging.copies.synchronize();
+        self.staging = Some(staging);
+        searched?;
+        copied?;
         self.ranking()
     }
 
-    fn check_length(&self, found: usize) -> Result<()> {
-        if found == self.rows * self.dim {
-            return Ok(());
-        }
-        Err(shape("corpus", format!("{found} elements"), format!("[{}, {}]", self.rows, self.dim)))
+    fn staging(&self) -> Result<Staging> {
+        let longest = self.runs.iter().map(|run| run.rows).max().unwrap_or(1);
+        let buffer = |_| self.gpu.alloc(longest * self.dim * self.dtype.size_bytes());
+        let buffers = (0..self.runs.len().min(2)).map(buffer).collect::<kernel_core::Result<_>>()?;
+        Ok(Staging { copies: self.gpu.fork()?, buffers })
     }
 
-    fn elements(&self, index: usize) -> std::ops::Range<usize> {
-        let Chunk { first_row, rows, .. } = self.chunks[index];
+    /// Queues the copies and the scores of all runs.
+    fn stream<T: Element>(&mut self, staging: &mut Staging, queries: &MatrixView<'_, T>, corpus: &[T]) -> Result<()> {
+        let failed = kernel_core::Error::driver;
+        let (copies, scores) = (staging.copies.stream().clone(), self.gpu.stream().clone());
+        // Behind whatever an earlier search left on the stream.
+        let event = || scores.record_event(None).map_err(failed("cuEventRecord"));
+        let mut scored = [event()?, event()?];
+        for index in 0..self.runs.len() {
+            let elements = self.elements(index);
+            let buffer = &mut staging.buffers[index % 2];
+            // The copy waits for the scores that last read this buffer, and the scores for the copy. The context may have been told to
+            // track no events itself.
+            copies.wait(&scored[index % 2]).map_err(failed("cuStreamWaitEvent"))?;
+            // SAFETY: `check` has found T to be of the dtype that the buffers were sized for; any bits are a T, and whole allocations are aligned.
+            let target = unsafe { buffer.transmute_mut::<T>(elements.len()) };
+            let Some(mut target) = target else {
+                return Err(shape("run", elements.len(), "no more elements than its buffer has"));
+            };
+            copies.memcpy_htod(&corpus[elements.clone()], &mut target).map_err(failed("cuMemcpyHtoDAsync"))?;
+            scores.join(&copies).map_err(failed("cuStreamWaitEvent"))?;
+            // SAFETY: as above.
+            let docs = unsafe { buffer.transmute::<T>(elements.len()) };
+            let Some(docs) = docs else {
+                return Err(shape("run", elements.len(), "no more elements than its buffer has"));
+            };
+            self.score(index, queries, &docs)?;
+            scored[index % 2] = event()?;
+        }
+        Ok(())
+    }
+
+    fn check<T: Element>(&self, queries: &MatrixView<'_, T>, corpus: usize) -> Result<()> {
+        if T::DTYPE != self.dtype {
+            let expected = self.dtype.to_string();
+            return Err(kernel_core::Error::DType { what: "queries and corpus", found: T::DTYPE, expected }.into());
+        }
+        queries.require_shape([self.queries.matrix_rows(), self.dim])?;
+        if corpus != self.rows * self.dim {
+            return Err(shape("corpus", format!("{corpus} elements"), format!("[{}, {}]", self.rows, self.dim)));
+        }
+        Ok(())
+    }
+
+    fn elements(&self, index: usize) -> Range<usize> {
+        let Run { first_row, rows, .. } = self.runs[index];
         first_row * self.dim..(first_row + rows) * self.dim
     }
 
     /// Queues the scores of a run, and what they do to the best so far.
     fn score<T: Element>(&mut self, index: usize, queries: &MatrixView<'_, T>, docs: &CudaView<'_, T>) -> Result<()> {
-        let last = index + 1 == self.chunks.len();
-        let chunk = &mut self.chunks[index];
-        queries.require_shape([self.query_rows, self.dim])?;
+        let last = index + 1 == self.runs.len();
+        let run = &mut self.runs[index];
         let inputs = Inputs {
             queries: queries.reborrow(),
-            docs: MatrixView::new("corpus", docs, [chunk.rows, self.dim])?,
+            docs: MatrixView::new("corpus", docs, [run.rows, self.dim])?,
             query_mask: None,
             doc_mask: None,
         };
-        let count = chunk.plan.problem().docs.count();
-        let held = self.queries * count;
-        chunk.plan.forward(&inputs, &mut VectorViewMut::new("scores", self.scores.slice_mut(..held), [held])?, None)?;
+        let count = run.plan.problem().docs.count();
+        let held = self.queries.count() * count;
+        run.plan.forward(&inputs, &mut VectorViewMut::new("scores", self.scores.slice_mut(..held), [held])?, None)?;
         let stream = self.gpu.stream().clone();
         let (scores, _scores) = self.scores.device_ptr(&stream);
         let (kept, _kept) = self.kept.device_ptr_mut(&stream);
@@ -253,7 +312,7 @@ impl TopK {
         let params = TopKParams {
             scores,
             docs: count as u32,
-            first_doc: chunk.first_doc as u32,
+            first_doc: run.first_doc as u32,
             k: self.k as u32,
             fresh: u32::from(index == 0),
             kept,
@@ -261,7 +320,7 @@ impl TopK {
             best_docs,
         };
         // SAFETY: all are this value's own memory, sized for the queries, k and the widest run.
-        unsafe { self.keep.launch(&self.gpu, self.queries, &params) }
+        unsafe { self.keep.launch(&self.gpu, self.queries.count(), &params) }
     }
 
     fn ranking(&self) -> Result<Ranking> {
@@ -273,15 +332,40 @@ impl TopK {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::h200;
 
     #[test]
-    fn rankings_are_stable_and_put_nan_last() {
-        let scores = [1.0, f32::NAN, 3.0, 1.0, f32::NEG_INFINITY, 3.0];
-        let ranking = Ranking::of_scores(&scores, 6, 6);
-        assert_eq!(ranking.docs, [2, 5, 0, 3, 4, 1]);
-        assert_eq!(Ranking::of_scores(&scores, 3, 9).docs, [2, 0, 1, 2, 0, 1]);
-        let top = Ranking::of_scores(&scores, 6, 2);
-        assert_eq!(top.query(0).collect::<Vec<_>>(), [(2, 3.0), (5, 3.0)]);
-        assert_eq!(top.query(1).count(), 0);
+    fn runs_hold_every_document_once_and_a_token_each() {
+        for (lengths, most_docs, most_rows, ends) in [
+            (vec![3, 3, 3, 3], 9, 6, [2, 4].as_slice()),
+            (vec![3, 3, 3, 3], 3, 100, &[3, 4]),
+            (vec![9, 1, 9], 9, 2, &[1, 2, 3]),
+            // Empty ones go with the next token, or with the last run.
+            (vec![0, 0, 0, 1, 0, 0, 0], 2, 100, &[7]),
+            (vec![1, 0, 0, 0, 1], 1, 100, &[1, 5]),
+        ] {
+            let docs = Spans::of_lengths(lengths.clone());
+            let found = cut(&docs, most_docs, most_rows);
+            assert_eq!(found.iter().map(|run| run.end).collect::<Vec<_>>(), ends, "{lengths:?}");
+            assert!(found.iter().all(|run| docs.slice(run.clone()).rows() > 0), "{lengths:?}");
+        }
+    }
+
+    /// 20 GB of rows that must be padded: one run's copy is held, not all, and nothing for gradients.
+    #[test]
+    fn memory_does_not_grow_with_the_corpus() {
+        let bytes = |docs| {
+            let problem = Problem::cross(Spans::padded(4, 32), Spans::padded(docs, 300), 127, DType::F16);
+            let unified = Options { backward: BackwardRoute::Unified, ..Options::default() };
+            let found = [Options::default(), unified].map(|options| {
+                let sketch = Sketch::new(&h200(), &problem, 10, &options).unwrap();
+                (sketch.runs.len(), sketch.bytes(4).unwrap())
+            });
+            assert_eq!(found[0], found[1]);
+            found[0]
+        };
+        let (few, many) = (bytes(3000), bytes(262_144));
+        assert!(few.0 > 1 && many.0 > 100, "{few:?} {many:?}");
+        assert!(many.1 < (160 << 20) && many.1 - few.1 < (1 << 20), "{few:?} {many:?}");
     }
 }

@@ -1,7 +1,8 @@
 //! The device memory of a plan, sized ahead.
 
-use kernel_core::{Layout, Region};
+use kernel_core::{Gpu, Layout, Region, Workspace};
 
+use crate::error::Result;
 use crate::kernels::join_bytes;
 use crate::problem::{BackwardRoute, Pairing, Problem, Spans};
 use crate::tiles::Division;
@@ -31,8 +32,55 @@ pub(crate) struct Regions {
     pub(crate) prefix: Region,
     pub(crate) partials: Region,
     pub(crate) scratch: Region,
-    /// Of [`crate::kernels::join_bytes`].
+    /// Of the other workspace: see [`Memory`].
     pub(crate) joins: Region,
+}
+
+/// What [`Memory`] must hold.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Needs {
+    regions: Layout,
+    joins: Layout,
+}
+
+impl Needs {
+    pub(crate) fn bytes(&self) -> usize {
+        self.regions.total().saturating_add(self.joins.total())
+    }
+
+    /// Enough for either.
+    #[must_use]
+    pub(crate) fn or(self, other: Self) -> Self {
+        let larger = |a: Layout, b: Layout| if a.total() < b.total() { b } else { a };
+        Self { regions: larger(self.regions, other.regions), joins: larger(self.joins, other.joins) }
+    }
+}
+
+/// Device memory of a plan, or of several whose calls follow one another on one stream: of the regions nothing outlives a call, and the
+/// joins of [`crate::kernels::join_bytes`], which lie apart, are zeros between calls whatever their number.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    regions: Workspace,
+    joins: Workspace,
+}
+
+impl Memory {
+    pub(crate) fn new(gpu: &Gpu, needs: &Needs) -> Result<Self> {
+        Ok(Self { regions: Workspace::new(gpu, &needs.regions)?, joins: Workspace::new(gpu, &needs.joins)? })
+    }
+
+    /// The address of one of [`Regions`] but `joins`.
+    pub(crate) fn ptr(&self, region: Region) -> u64 {
+        self.regions.ptr(region)
+    }
+
+    pub(crate) fn joins(&self, regions: &Regions) -> u64 {
+        self.joins.ptr(regions.joins)
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.regions.bytes() + self.joins.bytes()
+    }
 }
 
 impl Regions {
@@ -42,8 +90,8 @@ impl Regions {
         division: &Division,
         padded: Option<usize>,
         backward: BackwardRoute,
-    ) -> (Layout, Self) {
-        let mut layout = Layout::new();
+    ) -> (Needs, Self) {
+        let (mut layout, mut joins) = (Layout::new(), Layout::new());
         let when = |needed: bool, count: usize| if needed { count } else { 0 };
         let mut side = |spans: &Spans, mask: bool| SideRegions {
             ends: layout.take_elements::<u32>(when(mask, spans.count())),
@@ -61,6 +109,7 @@ impl Regions {
         };
         let splits = splits(problem);
         let scratch = match backward {
+            BackwardRoute::None => 0,
             BackwardRoute::Unified => problem.docs.rows(),
             BackwardRoute::Auto | BackwardRoute::LowMemory => when(splits > 1, splits * problem.queries.rows()),
         };
@@ -70,9 +119,9 @@ impl Regions {
             prefix: layout.take_elements::<u64>(when(problem.doc_mask, entries + 1)),
             partials: layout.take_elements::<f32>(division.partials(problem)),
             scratch: layout.take_elements::<f32>(scratch.saturating_mul(problem.dim)),
-            joins: layout.take(when(division.streamed, join_bytes(&problem.docs, division.blocks))),
+            joins: joins.take(when(division.streamed, join_bytes(&problem.docs, division.blocks))),
         };
-        (layout, regions)
+        (Needs { regions: layout, joins }, regions)
     }
 }
 

@@ -42,7 +42,7 @@ fn overlapped(info: &DeviceInfo, config: LaunchConfig) -> LaunchConfig {
 
 /// The device that launchers are sized for in tests.
 #[cfg(test)]
-fn h200() -> DeviceInfo {
+pub(crate) fn h200() -> DeviceInfo {
     DeviceInfo {
         name: String::new(),
         ordinal: 0,

@@ -205,7 +205,8 @@ impl Contender for Search<'_> {
     }
 
     fn costs(&mut self) -> Result<(Option<u64>, Option<f64>)> {
-        Ok((Some(self.top_k.borrow().workspace_bytes() as u64), None))
+        let held = self.top_k.borrow().workspace_bytes() as u64;
+        Ok(((self.searched != Searched::Copied).then_some(held), None))
     }
 }
 

@@ -42,11 +42,13 @@ fn run_search(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMut
     host.as_mut_slice()?.copy_from_slice(&tokens(rows, dim, 2));
     let device = RefCell::new(gpu.upload(host.as_slice()?)?);
     let queries = gpu.upload(&tokens(definition.queries.rows(), dim, 1))?;
-    let top_k = RefCell::new(TopK::new(gpu, &definition, KEPT, Options::default())?);
+    // Each its own, as each is charged with what it holds.
+    let top_k = || TopK::new(gpu, &definition, KEPT, Options::default());
+    let (streaming, resident) = (RefCell::new(top_k()?), RefCell::new(top_k()?));
     let search = |searched| {
+        let top_k = if searched == Searched::Host { &streaming } else { &resident };
         let query_shape = [definition.queries.rows(), dim];
-        let search =
-            Search { gpu, top_k: &top_k, queries: &queries, query_shape, host: &host, device: &device, searched };
+        let search = Search { gpu, top_k, queries: &queries, query_shape, host: &host, device: &device, searched };
         Box::new(search) as Box<dyn Contender + '_>
     };
     let contenders = [Searched::Host, Searched::Copied, Searched::Device].map(search).into_iter().collect();
@@ -117,8 +119,8 @@ fn run_problem(setting: &Setting<'_>, problem: &BenchProblem, say: &mut dyn FnMu
 fn routes(problem: &BenchProblem) -> Vec<Options> {
     let options = |route, backward| Options { route, backward };
     match problem.op {
-        Op::Score if problem.flop() > PORTABLE_FLOP => vec![options(Route::Hopper, BackwardRoute::Auto)],
-        Op::Score => [Route::Hopper, Route::Portable].map(|route| options(route, BackwardRoute::Auto)).to_vec(),
+        Op::Score if problem.flop() > PORTABLE_FLOP => vec![options(Route::Hopper, BackwardRoute::None)],
+        Op::Score => [Route::Hopper, Route::Portable].map(|route| options(route, BackwardRoute::None)).to_vec(),
         Op::ScoreStep => [BackwardRoute::LowMemory, BackwardRoute::Unified].map(|b| options(Route::Auto, b)).to_vec(),
     }
 }
