@@ -8,9 +8,15 @@ use kernel_core::DType;
 
 use crate::error::{Error, Result};
 pub(crate) use crate::spans::Spans;
+use crate::tiles::TILE_ROWS;
 
 /// The largest token dimension.
 pub const MAX_DIM: usize = 1024;
+/// Rows of a text, 0 of one that there is not.
+fn length(spans: &Spans, index: usize) -> usize {
+    if index < spans.count() { spans.length(index) } else { 0 }
+}
+
 /// Which queries meet which documents; Nq and Nd are their numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Pairing {
@@ -112,11 +118,14 @@ impl Problem {
             Pairing::Cross => self.queries.rows().saturating_mul(self.docs.count()),
             Pairing::Candidates { per_query } => self.queries.rows().saturating_mul(*per_query),
             Pairing::Pairs => self.queries.rows(),
-            Pairing::List(list) => list.iter().map(|&(q, _)| self.queries.length(q)).fold(0, usize::saturating_add),
+            Pairing::List(list) => list.iter().map(|&(q, _)| length(&self.queries, q)).fold(0, usize::saturating_add),
         }
     }
 
-    /// Query and document of a score, which must exist.
+    /// Query and document of a score.
+    ///
+    /// # Panics
+    /// As an index of a slice does, where there is no such score.
     pub fn pair(&self, slot: usize) -> (usize, usize) {
         match &self.pairing {
             Pairing::Cross => (slot / self.docs.count(), slot % self.docs.count()),
@@ -126,13 +135,22 @@ impl Problem {
         }
     }
 
-    /// Floating-point operations of the scores: 2·d for each pair of tokens that meet (masks not counted).
+    fn find_pair(&self, slot: usize) -> Option<(usize, usize)> {
+        match &self.pairing {
+            Pairing::List(list) => list.get(slot).copied(),
+            Pairing::Candidates { per_query: 0 } => None,
+            _ => Some(self.pair(slot)),
+        }
+    }
+
+    /// Floating-point operations of the scores: 2·d for each pair of tokens that meet (masks not counted). A pair of a text that there is not
+    /// counts for nothing, here and in [`Problem::argmaxes`].
     pub fn forward_flop(&self) -> f64 {
         let pairs = match &self.pairing {
             Pairing::Cross => self.queries.rows() as f64 * self.docs.rows() as f64,
             _ => (0..self.scores())
-                .map(|slot| self.pair(slot))
-                .map(|(q, d)| self.queries.length(q) as f64 * self.docs.length(d) as f64)
+                .filter_map(|slot| self.find_pair(slot))
+                .map(|(q, d)| length(&self.queries, q) as f64 * length(&self.docs, d) as f64)
                 .sum(),
         };
         2.0 * pairs * self.dim as f64
@@ -178,8 +196,11 @@ impl Problem {
                 }
             }
         }
-        if !matches!(self.pairing, Pairing::Cross) && self.scores() > i32::MAX as usize {
-            return Err(shape("scores", self.scores(), format!("at most {}", i32::MAX)));
+        // Kernels number the pieces of TILE_ROWS query rows that each score has, all together.
+        let pieces = self.queries.longest().div_ceil(TILE_ROWS).max(1);
+        if !matches!(self.pairing, Pairing::Cross) && self.scores().saturating_mul(pieces) > i32::MAX as usize {
+            let found = format!("{} of at most {pieces} times {TILE_ROWS} query tokens", self.scores());
+            return Err(shape("scores", found, format!("at most {} such pieces", i32::MAX)));
         }
         if self.argmaxes().checked_mul(size_of::<i32>()).is_none_or(|bytes| isize::try_from(bytes).is_err()) {
             return Err(shape("argmax", format!("[{nq}, {nd}, Lq]"), "fewer than 2^63 bytes"));
@@ -261,6 +282,7 @@ pub(crate) fn shape(what: &'static str, found: impl ToString, expected: impl Int
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spans::MAX_TOKENS;
 
     fn message(problem: &Problem) -> String {
         problem.check().unwrap_err().to_string()
@@ -297,6 +319,28 @@ mod tests {
         assert!(message(&Problem { pairing: list, ..good.clone() }).contains("entry 1 = (2, 1)"));
         let candidates = Pairing::Candidates { per_query: 3 };
         assert!(message(&Problem { pairing: candidates, ..good }).contains("3 for each of 2 queries"));
+    }
+
+    #[test]
+    fn scores_are_bounded_with_the_pieces_of_their_queries() {
+        let pairs = |length, scores: usize| {
+            let queries = Spans::of_lengths([1, length]);
+            Problem::list(queries, Spans::padded(1, 1), vec![(0, 0); scores], 8, DType::F32)
+        };
+        // 4096 pieces for one query, so for every score.
+        assert!(pairs(MAX_TOKENS, 524_287).check().is_ok());
+        assert!(message(&pairs(MAX_TOKENS, 524_288)).contains("at most 2147483647 such pieces"));
+        assert!(pairs(64, 524_288).check().is_ok());
+    }
+
+    #[test]
+    fn sizes_of_what_is_not_checked_do_not_panic() {
+        let list = vec![(0, 0), (7, 0), (0, usize::MAX)];
+        let problem = Problem::list(Spans::padded(2, 3), Spans::padded(4, 5), list, 8, DType::F32);
+        assert_eq!((problem.scores(), problem.argmaxes(), problem.forward_flop()), (3, 6, 2.0 * 8.0 * 15.0));
+        let candidates = Problem::candidates(Spans::padded(2, 3), Spans::padded(4, 5), 0, 8, DType::F32);
+        assert_eq!(candidates.argmaxes(), 0);
+        assert_eq!(candidates.forward_flop(), 0.0);
     }
 
     #[test]

@@ -67,7 +67,10 @@ impl Spans {
         self.rows().max(1)
     }
 
-    /// Rows of text `index`, which must exist.
+    /// Rows of text `index`.
+    ///
+    /// # Panics
+    /// As an index of a slice does, where there is no such text.
     pub fn span(&self, index: usize) -> Range<usize> {
         match self {
             Self::Padded { length, .. } => index * length..(index + 1) * length,
@@ -75,7 +78,10 @@ impl Spans {
         }
     }
 
-    /// Rows of text `index`, which must exist.
+    /// Number of rows of text `index`.
+    ///
+    /// # Panics
+    /// As [`Spans::span`].
     pub fn length(&self, index: usize) -> usize {
         self.span(index).len()
     }
@@ -89,6 +95,9 @@ impl Spans {
     }
 
     /// Texts `range` alone, their rows counted from the first one's.
+    ///
+    /// # Panics
+    /// As a slice does, for a range that is not of these texts.
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> Self {
         match self {
