@@ -1,4 +1,8 @@
 //! The same calls on host memory, by [`reference_cpu`]: f32 arithmetic, all cores of the surrounding rayon pool, the same bits on every run.
+//!
+//! [`Problem`] is that of the GPU; [`Plan`] and [`Inputs`] have the names, fields and argument order of their namesakes, with host matrices for device views
+//! and `bool` masks. A side without a token is a matrix of no rows. The crate's page has an example; [`Ranking::of_scores`](crate::Ranking::of_scores) ranks
+//! what [`Plan::forward`] scores.
 
 use reference_cpu::maxsim;
 
