@@ -1,12 +1,17 @@
 //! The corpus in `data/docstring-code`.
 
-use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result, bail};
 use maxsim_kernel::Spans;
 use maxsim_kernel::kernel_core::half::f16;
 
 pub(crate) const DIM: usize = 128;
+
+/// Where the repository keeps it.
+pub(crate) fn default_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/docstring-code")
+}
 
 /// One function.
 pub(crate) struct Text {
@@ -27,14 +32,17 @@ pub(crate) struct Corpus {
 }
 
 impl Corpus {
-    pub(crate) fn load() -> Result<Self, Box<dyn Error>> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/docstring-code");
-        let lines = std::fs::read_to_string(folder.join("texts.jsonl"))?;
-        let texts = lines.lines().map(text).collect::<Result<Vec<_>, _>>()?;
-        let read = |names: &[&str]| -> Result<Vec<f16>, Box<dyn Error>> {
+    pub(crate) fn load(folder: &Path) -> Result<Self> {
+        let file = |name: &str| {
+            let path = folder.join(name);
+            std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
+        };
+        let lines = String::from_utf8(file("texts.jsonl")?)?;
+        let texts = lines.lines().map(text).collect::<Result<Vec<_>>>()?;
+        let read = |names: &[&str]| -> Result<Vec<f16>> {
             let mut tokens = Vec::new();
             for name in names {
-                tokens.extend(std::fs::read(folder.join(name))?.chunks_exact(DIM).flat_map(unit_row));
+                tokens.extend(file(name)?.chunks_exact(DIM).flat_map(unit_row));
             }
             Ok(tokens)
         };
@@ -47,7 +55,7 @@ impl Corpus {
         };
         let expected = (corpus.queries.rows() * DIM, corpus.code.rows() * DIM);
         if (corpus.query_tokens.len(), corpus.code_tokens.len()) != expected {
-            return Err("the embeddings are not as many as the word pieces".into());
+            bail!("the embeddings are not as many as the word pieces");
         }
         Ok(corpus)
     }
@@ -65,11 +73,11 @@ impl Corpus {
     }
 }
 
-fn text(line: &str) -> Result<Text, Box<dyn Error>> {
+fn text(line: &str) -> Result<Text> {
     let value: serde_json::Value = serde_json::from_str(line)?;
-    let string = |name: &str| value[name].as_str().map(str::to_owned).ok_or(format!("no {name}"));
-    let strings = |name: &str| -> Result<Vec<String>, String> {
-        let list = value[name].as_array().ok_or(format!("no {name}"))?;
+    let string = |name: &str| value[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
+    let strings = |name: &str| -> Result<Vec<String>> {
+        let list = value[name].as_array().with_context(|| format!("no {name}"))?;
         Ok(list.iter().map(|piece| piece.as_str().unwrap_or_default().to_owned()).collect())
     };
     Ok(Text {
