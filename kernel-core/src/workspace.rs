@@ -1,6 +1,6 @@
 //! One device allocation per plan, carved ahead of time.
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+use cudarc::driver::{CudaSlice, DevicePtr};
 
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -96,12 +96,6 @@ impl Workspace {
     pub fn ptr(&self, region: Region) -> u64 {
         debug_assert!(region.offset + region.bytes <= self.bytes, "{region:?} is not of this workspace");
         if self.memory.is_some() { self.base + region.offset as u64 } else { 0 }
-    }
-
-    /// Makes `stream` wait for earlier uses on other streams and, when the guard is dropped, records this one. Only needed when the
-    /// plan's stream changes; calls on one stream are ordered anyway.
-    pub fn acquire<'a>(&'a mut self, stream: &'a CudaStream) -> Option<SyncOnDrop<'a>> {
-        self.memory.as_mut().map(|memory| memory.device_ptr_mut(stream).1)
     }
 
     /// Bytes allocated.

@@ -183,15 +183,6 @@ impl<'a, T: Element> HostMatrixMut<'a, T> {
         HostMatrixMut { data: self.data, ..*self }
     }
 
-    /// Row `index`, or `None` past the end.
-    pub fn row_mut(&mut self, index: usize) -> Option<&mut [T]> {
-        if index >= self.rows {
-            return None;
-        }
-        let start = if self.cols == 0 { 0 } else { index * self.row_stride };
-        self.data.get_mut(start..start + self.cols)
-    }
-
     /// The rows, each a slice of `cols` elements.
     pub(crate) fn rows_mut(&mut self) -> impl Iterator<Item = &mut [T]> {
         let cols = self.cols;
