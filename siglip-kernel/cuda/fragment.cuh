@@ -44,7 +44,7 @@ struct RowConstants : PairConstants {
   }
   DEV float bias(u32 row) const { return of_row[row]; }
   DEV float largest_bias() const { return fmaxf(of_row[0], of_row[1]); }
-  // What the terms add to the sum of q x, from sums of q by row: nothing at a scale that leaves no logit but the bias.
+  // What the terms add to the sum of q x, from sums of q by row, as their logits hold it: to |z| 2^-24 of the sum of |q|. Nothing at a scale that leaves no logit but the bias.
   DEV float q_term(const float (&q)[2]) const {
     const float sum = fmaf(q[0], of_row[0] - bias_log2, q[1] * (of_row[1] - bias_log2));
     return scale_log2 > 1e-30f ? sum * reciprocal(scale_log2) : 0.f;

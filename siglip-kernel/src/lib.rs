@@ -78,6 +78,7 @@
 //!   s = max q / 255, and a feature of the rows has a scale of 127 likewise: dL/d img of a row is off by ½ max q / 255 · |txt| and ½ q · max|feature| / 127 a pair at most, and without a
 //!   common sign. At SigLIP's initial temperature and bias, for unit rows of D = 768 in random directions in bf16, gradients are off by 1.66e-3, as `Auto` is (B = 8,192), and by 1.70e-3 beside
 //!   1.66e-3 (B = 65,536); on real sentence embeddings by 1.8e-3 beside 2.1e-3 at a temperature of 10, as positives keep all their bits, and by 4.2e-3 beside 2.0e-3 at 30.
+//!   d_log_temp is off by |z| 2⁻²⁴ of the sum of |q| as well, which is all of it only where exp(log_temp) leaves no logit but the bias.
 //! * A NaN in device memory reaches the loss, and so does an infinity, but for a logit of +∞ at a positive pair or −∞ at another, whose loss is 0.
 //! * The same plan, or another of equal problem, options and device, gives the same bits on every run. Where cuBLASLt multiplies (see "Routes"), that
 //!   is as long as its version is the same; on Hopper in 16 bits, whether it is installed decides who multiplies. That it is there and fails is an error.

@@ -22,7 +22,7 @@ use passes::Spare;
 /// nor allocates on it, so it can be captured into a graph (after one call like it outside of the capture, see the crate's page). The same inputs give the
 /// same bits on every call.
 ///
-/// Making a plan compiles its kernels if no earlier process did (seconds, once) and allocates the workspace.
+/// Making a plan compiles its kernels if no earlier process did (seconds, once; side by side on the cores that there are) and allocates the workspace. [`plan_variants`](crate::plan_variants) lists them.
 pub struct Plan {
     gpu: Gpu,
     design: Design,

@@ -6,7 +6,7 @@ use siglip_kernel::{Chunk, Options, Plan, Positives, Route};
 
 use crate::case::{Case, Host, WIDE_TILES, run};
 use crate::compare::{Truth, check_unit};
-use crate::support::{gpu, per_dtype};
+use crate::support::{gpu, per_dtype, say};
 
 /// 16-bit gradients of pairs without positives are small; a loss scale keeps them out of f16's subnormals, as it does in training.
 const LOSS_SCALE: f32 = 4096.0;
@@ -122,6 +122,9 @@ fn strides<T: Element>() {
 /// Both gradients by blocks of which the last one finishes them, in rows with gaps.
 fn finished_with_gaps<T: Element>() {
     let Some(gpu) = gpu() else { return };
+    if !gpu.info().arch().has_wgmma() {
+        return say("skipped: only Hopper's products finish gradients");
+    }
     // Beside the texts' sums it holds a twentieth of the pairs.
     let options = Options { route: Route::Chunked, chunk: Chunk::Workspace(1_200_000) };
     for (offset, input_gap, output_gap) in [(0, 0, 8), (-77, 8, 24), (1500, 16, 8)] {

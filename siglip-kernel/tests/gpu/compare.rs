@@ -40,6 +40,8 @@ pub(crate) struct Truth {
     q_length_sum: f64,
     /// 8 bits, on purpose.
     eight_bits: bool,
+    /// d_log_temp sums q (z - bias) with the part of z that a row has beside its 8-bit dot product as an f32 logit holds it, bias and all.
+    row_terms: bool,
     /// The largest |z|. An f32 logit is rounded by up to |z| 2⁻²⁴ twice, which is a relative error of that size in e^z.
     largest_logit: f64,
 }
@@ -105,6 +107,7 @@ impl Truth {
             qz_sum,
             q_length_sum,
             eight_bits: matches!(route, Route::Fp8 | Route::Int8),
+            row_terms: route == Route::Int8,
             largest_logit,
         }
     }
@@ -133,7 +136,9 @@ impl Truth {
         // q leaves the f32 pass to f32's order, the fused epilogues to 7.7e-6 (sigmoid.cuh); both sums take it before it is rounded to G.
         let q_error = logits + if float { 2e-6 } else { 1e-5 };
         within("d_bias", step.d_bias.into(), self.d_bias, q_error * self.q_sum);
-        let bound = q_error * self.qz_sum + if self.eight_bits { per_logit } else { 2e-6 } * self.q_length_sum;
+        let per_length = if self.eight_bits { per_logit } else { 2e-6 };
+        let per_q = if self.row_terms { self.largest_logit * 2f64.powi(-24) } else { 0.0 };
+        let bound = q_error * self.qz_sum + per_length * self.q_length_sum + per_q * self.q_sum;
         within("d_log_temp", step.d_log_temp.into(), self.d_log_temp, bound);
         for (what, found, expected) in [("d_img", &step.d_img, &self.d_img), ("d_txt", &step.d_txt, &self.d_txt)] {
             let error = found.iter().zip(expected).map(|(a, b)| (wide(*a) - b).abs());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use siglip_kernel::cpu::Element;
-use siglip_kernel::kernel_core::half::{bf16, f16};
+use siglip_kernel::kernel_core::half::bf16;
 use siglip_kernel::{Chunk, Gpu, Options, Plan, Problem, Route, plan_variants};
 
 use crate::case::Case;
@@ -36,9 +36,9 @@ fn child_makes_plans() {
     let (Some(gpu), Some(cache)) = (gpu(), std::env::var_os(CACHE).map(PathBuf::from)) else {
         return say("skipped: child_makes_plans is run by plans_compile_what_they_list");
     };
-    let cases = [cases::<f32>(&gpu), cases::<f16>(&gpu), cases::<bf16>(&gpu)].concat();
-    let listed = |(problem, options)| plan_variants(gpu.info(), problem, options).unwrap();
-    let variants: Vec<_> = cases.iter().flat_map(|(problem, options)| listed((problem, options))).collect();
+    let cases = [cases::<f32>(&gpu), cases::<bf16>(&gpu)].concat();
+    let listed = |(problem, options): &(Problem, Options)| plan_variants(gpu.info(), problem, options).unwrap();
+    let variants: Vec<_> = cases.iter().flat_map(listed).collect();
     gpu.compile(&variants).unwrap();
     let compiled = files(&cache.join("cubin"));
     assert!(!compiled.is_empty(), "nothing in {}", cache.display());
@@ -50,19 +50,26 @@ fn child_makes_plans() {
     }
 }
 
-/// Gradients in one block, in several, and finished by the last of several; low memory with fused launches too.
+/// One block, several row blocks, several column blocks, in low memory fused launches; and both gradients finished by the last of several blocks.
 fn cases<T: Element>(gpu: &Gpu) -> Vec<(Problem, Options)> {
-    let shapes = [([300, 270, 40], Chunk::Rows(128)), ([2500, 14_000, 768], Chunk::Workspace(60_000_000))];
-    let of = |route: &Route| {
-        let route = *route;
-        shapes.map(|([rows, cols, dim], chunk)| {
-            (
-                Case::new(rows, cols, dim).problem::<T>(),
-                Options { route, chunk: if route == Route::Fp8 { Chunk::Auto } else { chunk } },
-            )
-        })
-    };
-    routes::<T>(gpu).iter().flat_map(of).collect()
+    let of_all = [
+        ([300, 270, 40], Chunk::Auto),
+        ([300, 270, 40], Chunk::Rows(128)),
+        ([20, 730_001, 8], Chunk::Auto),
+        ([2500, 14_000, 768], Chunk::Auto),
+    ];
+    let finished = ([3000, 2500, 40], Chunk::Workspace(1_200_000));
+    let mut cases = Vec::new();
+    for &route in routes::<T>(gpu) {
+        let finishes = T::NAME != "f32" && route == Route::Chunked && gpu.info().arch().has_wgmma();
+        let more = finishes.then_some(finished);
+        cases.extend(
+            of_all.into_iter().chain(more).map(|([rows, cols, dim], chunk)| {
+                (Case::new(rows, cols, dim).problem::<T>(), Options { route, chunk })
+            }),
+        );
+    }
+    cases
 }
 
 fn files(folder: &Path) -> BTreeSet<PathBuf> {
