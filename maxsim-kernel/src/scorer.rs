@@ -1,7 +1,7 @@
 //! The scoring kernels of a plan's route.
 
 use kernel_core::cudarc::driver::{CudaSlice, DevicePtr};
-use kernel_core::{DType, DeviceInfo, Gpu, LastMaps, TensorMap};
+use kernel_core::{DType, DeviceInfo, Gpu, LastMaps, TensorMap, Variant};
 
 use crate::error::Result;
 use crate::kernels::{
@@ -9,6 +9,7 @@ use crate::kernels::{
     Settle, SettleParams, Shape, StreamParams, StreamShape, TextsArg, maps,
 };
 use crate::problem::{Pairing, Problem, Route};
+use crate::programs;
 use crate::tiles::{Division, TILE_ROWS, query_tiles};
 
 /// Elements that rows are padded to a multiple of for tensor cores: 16 bytes.
@@ -51,6 +52,23 @@ pub(crate) struct Hopper {
 }
 
 impl Scorer {
+    /// What [`Scorer::new`] loads, those that take the longest to compile first.
+    pub(crate) fn variants(info: &DeviceInfo, route: Route, problem: &Problem) -> Vec<Variant> {
+        const ARGMAX: [bool; 2] = [true, false];
+        let dtype = problem.dtype;
+        if route != Route::Hopper {
+            let plain = ARGMAX.map(|argmax| programs::forward_portable(dtype, argmax));
+            let tensor = ARGMAX.map(|argmax| ForwardMma::variant(dtype, problem.dim, argmax));
+            let tensor = (dtype != DType::F32).then_some(tensor);
+            return tensor.into_iter().flatten().chain(plain).collect();
+        }
+        let shape = Shape::choose(problem);
+        let forward = ARGMAX.map(|argmax| programs::forward_sm90(dtype, shape, argmax));
+        let stream = Self::stream(info, problem)
+            .map(|shape| ARGMAX.map(|argmax| programs::forward_stream(dtype, shape, argmax)));
+        forward.into_iter().chain(stream.into_iter().flatten()).chain([programs::settle(dtype)]).collect()
+    }
+
     pub(crate) fn new(gpu: &Gpu, route: Route, problem: &Problem) -> Result<Self> {
         let dtype = problem.dtype;
         if route != Route::Hopper {

@@ -8,8 +8,9 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::gemms::Operand;
 use crate::io::{Gradients, Inputs, Preactivations, Ranges, check_gradient_dtype, check_matrix, check_outputs};
+use crate::kernels::ThroughSm90;
 use crate::plan::{at, check_preactivations, design, from, source, targets};
-use crate::problem::{Options, Problem, Route, shape};
+use crate::problem::{Mode, Options, Problem, Route, shape};
 use crate::workspace::Regions;
 
 /// y = (act(x·W_gate + b_gate) ⊙ (x·W_up + b_up))·W_down, with y `[M, K_out]`.
@@ -105,6 +106,11 @@ impl MlpPlan {
         problem.check()?;
         let path = design(gpu, &problem.layer, &options)?;
         let (layout, regions) = Regions::layout(path, &problem.layer, options.mode, true);
+        let mut variants = Engine::variants(gpu.info(), &problem.layer, path, options.mode);
+        if options.mode != Mode::Inference && ThroughSm90::takes(gpu.info(), &problem.layer, problem.down_outputs) {
+            variants.insert(0, ThroughSm90::variant(&problem.layer, problem.down_linear));
+        }
+        gpu.compile(&variants)?;
         let workspace = Workspace::new(gpu, &layout)?;
         let mut engine = Engine::new(gpu, &problem.layer, path, options.mode, &regions, &workspace)?;
         engine.prepare_through(problem.down_outputs, problem.down_linear)?;

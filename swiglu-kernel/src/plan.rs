@@ -7,6 +7,7 @@ use crate::at::{At, WeightsAt};
 use crate::engine::{Engine, From, Slices, Source, Targets};
 use crate::error::Result;
 use crate::io::{Gradients, Inputs, Preactivations, Ranges, Weights, WeightsMut, check_outputs};
+use crate::kernels::InputGradientSm90;
 use crate::problem::{Mode, Options, Problem, Route};
 use crate::route::{Path, check_device, resolve};
 use crate::workspace::Regions;
@@ -188,6 +189,11 @@ impl Plan {
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let path = design(gpu, &problem, &options)?;
         let (layout, regions) = Regions::layout(path, &problem, options.mode, false);
+        let mut variants = Engine::variants(gpu.info(), &problem, path, options.mode);
+        if options.mode != Mode::Inference && path == Path::Sm90 {
+            variants.extend(InputGradientSm90::variant(gpu.info(), &problem));
+        }
+        gpu.compile(&variants)?;
         let workspace = Workspace::new(gpu, &layout)?;
         let mut engine = Engine::new(gpu, &problem, path, options.mode, &regions, &workspace)?;
         engine.prepare_input_gradient(workspace.ptr(regions.progress))?;

@@ -1,6 +1,6 @@
 //! `cuda/forward_mma.cu`: scores on the tensor cores of any GPU.
 
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, LaunchConfig};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, LaunchConfig, Variant};
 
 use super::{ForwardParams, load, overlapped};
 use crate::error::Result;
@@ -42,9 +42,12 @@ impl ForwardMma {
         QUERY_STEPS.into_iter().chain([STREAMED])
     }
 
+    pub(crate) fn variant(dtype: DType, dim: usize, argmax: bool) -> Variant {
+        programs::forward_mma(dtype, query_steps(dim), argmax)
+    }
+
     pub(crate) fn new(gpu: &Gpu, dtype: DType, dim: usize, argmax: bool) -> Result<Self> {
-        let steps = query_steps(dim);
-        Ok(Self { kernel: load(gpu, &programs::forward_mma(dtype, steps, argmax))?, steps })
+        Ok(Self { kernel: load(gpu, &Self::variant(dtype, dim, argmax))?, steps: query_steps(dim) })
     }
 
     pub(crate) fn most_blocks(info: &DeviceInfo) -> usize {

@@ -1,7 +1,7 @@
 //! The kernels and buffers of a plan.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{DType, DeviceInfo, Gpu, Workspace};
+use kernel_core::{DType, DeviceInfo, Gpu, Variant, Workspace};
 
 use crate::at::{At, WeightsAt};
 use crate::error::Result;
@@ -11,6 +11,7 @@ use crate::kernels::{
     WeightGradientSm90,
 };
 use crate::problem::{Mode, Problem};
+use crate::programs;
 use crate::route::Path;
 use crate::workspace::Regions;
 
@@ -77,6 +78,23 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
+    /// What [`Engine::new`] and [`Engine::prepare_weight_gradient`] load, but for a path's only kernel; those that take the longest to compile first.
+    pub(crate) fn variants(info: &DeviceInfo, problem: &Problem, path: Path, mode: Mode) -> Vec<Variant> {
+        let dtype = problem.dtype;
+        let mut all = match path {
+            Path::Sm90 => ForwardSm90::variants(info, problem).to_vec(),
+            Path::Portable => GateForward::variants(dtype).to_vec(),
+            Path::DecodeSm90 | Path::Decode => Vec::new(),
+        };
+        if mode != Mode::Inference {
+            let weight_gradient = || WeightGradientSm90::variant(info, problem);
+            all.extend((path == Path::Sm90).then(weight_gradient).flatten());
+            all.extend(GateBackward::variants(dtype));
+            all.extend([dtype, DType::F32].map(|result| programs::column_sums(dtype, result)));
+        }
+        all
+    }
+
     pub(crate) fn new(
         gpu: &Gpu,
         problem: &Problem,
@@ -115,8 +133,7 @@ impl Engine {
 
     /// Prepares [`Engine::differentiate_through`] for a down projection that the fused kernel can take; others go through cuBLASLt.
     pub(crate) fn prepare_through(&mut self, down_outputs: usize, down_linear: bool) -> Result<()> {
-        let tiles = self.problem.outputs.is_multiple_of(8) && down_outputs.is_multiple_of(8);
-        if self.gpu.info().arch().has_wgmma() && self.problem.dtype != DType::F32 && tiles && self.backward.is_some() {
+        if ThroughSm90::takes(self.gpu.info(), &self.problem, down_outputs) && self.backward.is_some() {
             let kernel = ThroughSm90::new(&self.gpu, &self.problem, down_outputs, down_linear)?;
             self.through = Some(Box::new(kernel));
         }

@@ -2,7 +2,7 @@
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, TILE, launch_config};
-use kernel_core::{Gpu, Kernel, KernelArg, LastMaps, TensorMap};
+use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, TensorMap, Variant};
 
 use super::load;
 use super::maps::weights;
@@ -151,12 +151,18 @@ pub(crate) struct ForwardSm90 {
 }
 
 impl ForwardSm90 {
+    /// Plain and saving.
+    pub(crate) fn variants(info: &DeviceInfo, problem: &Problem) -> [Variant; 2] {
+        let (tile, _) = choose_tile(problem, info.sm_count, info.l2_bytes);
+        [false, true].map(|save| programs::forward_sm90(problem, save, tile))
+    }
+
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
         let (tile, division) = choose_tile(problem, gpu.info().sm_count, gpu.info().l2_bytes);
-        let kernel = |save| load(gpu, &programs::forward_sm90(problem, save, tile));
+        let [plain, saving] = Self::variants(gpu.info(), problem);
         Ok(Self {
-            plain: kernel(false)?,
-            saving: kernel(true)?,
+            plain: load(gpu, &plain)?,
+            saving: load(gpu, &saving)?,
             tile,
             division,
             problem: *problem,

@@ -1,7 +1,7 @@
 //! `cuda/gate.cu`: the gate, its derivative and the rounding of a sum as passes over matrices in memory.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, Variant};
 use reference_cpu::swiglu::Gate;
 
 use super::load;
@@ -41,9 +41,13 @@ struct Pair {
 }
 
 impl Pair {
+    fn variants(dtype: DType, entry: &'static str) -> [Variant; 2] {
+        [1, WIDE].map(|vector| programs::gate(dtype, entry, vector))
+    }
+
     fn new(gpu: &Gpu, dtype: DType, entry: &'static str) -> Result<Self> {
-        let kernel = |vector| load(gpu, &programs::gate(dtype, entry, vector));
-        Ok(Self { narrow: kernel(1)?, wide: kernel(WIDE)? })
+        let [narrow, wide] = Self::variants(dtype, entry);
+        Ok(Self { narrow: load(gpu, &narrow)?, wide: load(gpu, &wide)? })
     }
 
     fn choose(&self, cols: usize, wide: bool) -> (&Kernel, usize) {
@@ -90,6 +94,10 @@ pub(crate) struct GateForward {
 }
 
 impl GateForward {
+    pub(crate) fn variants(dtype: DType) -> [Variant; 2] {
+        Pair::variants(dtype, "swiglu_gate_forward")
+    }
+
     pub(crate) fn new(gpu: &Gpu, dtype: DType) -> Result<Self> {
         Ok(Self { kernels: Pair::new(gpu, dtype, "swiglu_gate_forward")?, element_bytes: dtype.size_bytes() })
     }
@@ -185,6 +193,10 @@ pub(crate) struct GateBackward {
 }
 
 impl GateBackward {
+    pub(crate) fn variants(dtype: DType) -> [Variant; 2] {
+        Pair::variants(dtype, "swiglu_gate_backward")
+    }
+
     pub(crate) fn new(gpu: &Gpu, dtype: DType) -> Result<Self> {
         Ok(Self { kernels: Pair::new(gpu, dtype, "swiglu_gate_backward")?, element_bytes: dtype.size_bytes() })
     }

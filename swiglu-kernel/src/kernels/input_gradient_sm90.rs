@@ -2,7 +2,7 @@
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::launch_config;
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, TensorMap};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, TensorMap, Variant};
 
 use super::gate::DerivativeParams;
 use super::load;
@@ -92,6 +92,11 @@ pub(crate) struct InputGradientSm90 {
 }
 
 impl InputGradientSm90 {
+    /// What [`InputGradientSm90::new`] loads.
+    pub(crate) fn variant(info: &DeviceInfo, problem: &Problem) -> Option<Variant> {
+        choose_tile(problem, info.sm_count).map(|tile| programs::input_gradient_sm90(problem, tile))
+    }
+
     /// None where the product is better left to cuBLASLt. `progress`: the address of [`progress_bytes`] zeros.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, progress: u64) -> Result<Option<Self>> {
         let Some(tile) = choose_tile(problem, gpu.info().sm_count) else { return Ok(None) };

@@ -2,7 +2,7 @@
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{GemmShape, launch_config};
-use kernel_core::{Gpu, Kernel, LastMaps, TensorMap};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, LastMaps, TensorMap, Variant};
 
 use super::load;
 use crate::at::At;
@@ -42,8 +42,19 @@ pub(crate) struct ThroughSm90 {
 }
 
 impl ThroughSm90 {
+    /// Whether it can take a down projection of so many outputs.
+    pub(crate) fn takes(info: &DeviceInfo, problem: &Problem, down_outputs: usize) -> bool {
+        let tiles = problem.outputs.is_multiple_of(8) && down_outputs.is_multiple_of(8);
+        info.arch().has_wgmma() && problem.dtype != DType::F32 && tiles
+    }
+
+    /// What [`ThroughSm90::new`] loads.
+    pub(crate) fn variant(problem: &Problem, down_linear: bool) -> Variant {
+        programs::through_sm90(problem.dtype, problem.gate, down_linear, CLUSTER)
+    }
+
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, down_outputs: usize, down_linear: bool) -> Result<Self> {
-        let kernel = load(gpu, &programs::through_sm90(problem.dtype, problem.gate, down_linear, CLUSTER))?;
+        let kernel = load(gpu, &Self::variant(problem, down_linear))?;
         Ok(Self { kernel, problem: *problem, down_outputs, down_linear, maps: LastMaps::new() })
     }
 

@@ -2,7 +2,7 @@
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::launch_config;
-use kernel_core::{DType, Gpu, Kernel, KernelArg, LastMaps, TensorMap};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, TensorMap, Variant};
 
 use super::load;
 use crate::at::At;
@@ -103,6 +103,12 @@ fn extents(problem: &Problem) -> [usize; 3] {
 }
 
 impl WeightGradientSm90 {
+    /// What [`WeightGradientSm90::new`] loads, if there is memory for the sums.
+    pub(crate) fn variant(info: &DeviceInfo, problem: &Problem) -> Option<Variant> {
+        let divides = problem.dtype != DType::F32 && Division::choose(extents(problem), info.sm_count).is_some();
+        divides.then(|| programs::weight_gradient_sm90(problem.dtype))
+    }
+
     /// None where the product is better left to cuBLASLt. `sums`: address and size of memory for sums of parts; `arrived`: the address of
     /// [`ARRIVED_BYTES`] zeros.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, sums: (u64, usize), arrived: u64) -> Result<Option<Self>> {
