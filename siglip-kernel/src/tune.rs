@@ -32,7 +32,7 @@ const NOISE: usize = 1_048_573;
 /// [`Route::LowMemory`], which is not about time, come back as they are. The environment variable `KERNELS_AUTOTUNE` is followed: `off` never measures, `force`
 /// measures again.
 ///
-/// Measuring takes 13 to 33 steps of the problem, or of a part of it when N·M·D is more than 65,536²·768 (20,000²·768 in f32 and before Hopper), and meanwhile the memory of one and of a plan.
+/// The kernels of all candidates are compiled side by side before the first is measured. Measuring takes 13 to 33 steps of the problem, or of a part of it when N·M·D is more than 65,536²·768 (20,000²·768 in f32 and before Hopper), and meanwhile the memory of one and of a plan.
 /// Results are kept by device, driver, sources, dtype, route and shape, with rows and columns rounded to powers of two. It may not run in a graph capture.
 ///
 /// # Errors

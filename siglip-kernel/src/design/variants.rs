@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::kernels::{gradient_int8, gradient_sm90, gradient_split};
 use crate::problem::{Options, Problem, Route};
 use crate::programs::{
-    FINALIZE_ENTRIES, FP8_ENTRIES, INT8_ENTRIES, finalize, fused_sm90, logits_int8, logits_portable, logits_sm90,
+    self, FINALIZE_ENTRIES, FP8_ENTRIES, INT8_ENTRIES, finalize, fused_sm90, logits_int8, logits_portable, logits_sm90,
     logits_split, pairs_f32, quantize_fp8, quantize_int8, split_inputs,
 };
 
@@ -55,9 +55,7 @@ impl Design {
                     let sums = gradient != Gradient::Direct && !library;
                     let finishes = matches!(gradient, Gradient::Direct | Gradient::Finished);
                     let wanted = [(true, finishes), (false, sums)].into_iter().filter(|(_, wanted)| *wanted);
-                    all.extend(
-                        wanted.map(|(direct, _)| crate::programs::gradient_sm90(dtype, transposed, direct, columns)),
-                    );
+                    all.extend(wanted.map(|(direct, _)| programs::gradient_sm90(dtype, transposed, direct, columns)));
                 }
                 if fp8 {
                     all.extend(FP8_ENTRIES.map(|entry| quantize_fp8(dtype, entry)));
@@ -65,13 +63,12 @@ impl Design {
                 all
             }
             Engine::Int8 => {
-                let gradient = |(_, rows)| crate::programs::gradient_int8(gradient_int8::columns([rows, dim], sms));
+                let gradient = |(_, rows)| programs::gradient_int8(gradient_int8::columns([rows, dim], sms));
                 let quantize = INT8_ENTRIES.map(|entry| quantize_int8(dtype, entry));
                 [logits_int8(true), logits_int8(false)].into_iter().chain(sides.map(gradient)).chain(quantize).collect()
             }
             Engine::Split => {
-                let gradient =
-                    |(transposed, _)| crate::programs::gradient_split(transposed, gradient_split::columns(dim));
+                let gradient = |(transposed, _)| programs::gradient_split(transposed, gradient_split::columns(dim));
                 [logits_split(true), logits_split(false)]
                     .into_iter()
                     .chain(sides.map(gradient))
@@ -89,7 +86,6 @@ mod tests {
     use super::*;
     use crate::design::tests::h200;
     use crate::problem::Chunk;
-    use crate::programs;
     use kernel_core::DType;
 
     /// Program and macros of each that is compiled, in order.

@@ -43,11 +43,11 @@ fn temperatures<T: Element>() {
     }));
 }
 
-/// The same on tiles of 128 x 192, from which positives and edges are taken out only above a scale of 1e-20: just above it and below.
+/// The same on tiles of 128 x 192 (two rows of them are fewer waves than of narrow ones), from which positives and edges are taken out only above a scale of
+/// 1e-20: just above it and below.
 fn least_temperatures_on_wide_tiles<T: Element>() {
-    let [rows, cols] = WIDE_TILES;
     check::<T>([(-46.0, -10.0), (-50.0, 1.0)].map(|(log_temp, bias)| {
-        let case = Case { log_temp, bias, ..Case::new(rows, cols, 16) };
+        let case = Case { log_temp, bias, ..Case::new(130, 20_000, 16) };
         (case, Host::unit(&case, 13))
     }));
 }
