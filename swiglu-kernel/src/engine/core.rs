@@ -78,13 +78,14 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// What [`Engine::new`] and [`Engine::prepare_weight_gradient`] load, but for a path's only kernel; those that take the longest to compile first.
+    /// What [`Engine::new`] and [`Engine::prepare_weight_gradient`] load, those that take the longest to compile first.
     pub(crate) fn variants(info: &DeviceInfo, problem: &Problem, path: Path, mode: Mode) -> Vec<Variant> {
         let dtype = problem.dtype;
         let mut all = match path {
             Path::Sm90 => ForwardSm90::variants(info, problem).to_vec(),
             Path::Portable => GateForward::variants(dtype).to_vec(),
-            Path::DecodeSm90 | Path::Decode => Vec::new(),
+            Path::DecodeSm90 => vec![DecodeSm90::variant(problem)],
+            Path::Decode => vec![Decode::variant(problem)],
         };
         if mode != Mode::Inference {
             let weight_gradient = || WeightGradientSm90::variant(info, problem);

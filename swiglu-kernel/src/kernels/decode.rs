@@ -1,7 +1,7 @@
 //! `cuda/decode.cu`: a few rows, weights streamed once.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
+use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, Variant};
 
 use super::gate::device_gate;
 use super::load;
@@ -116,11 +116,16 @@ pub(crate) struct Decode {
 
 impl Decode {
     /// For problems of at most 64 rows.
+    /// What [`Decode::new`] loads.
+    pub(crate) fn variant(problem: &Problem) -> Variant {
+        programs::decode(problem.dtype, problem.layout.is_linear(), kind(problem.rows))
+    }
+
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
         let kind = kind(problem.rows);
         let width = choose_width(gpu.info(), problem, kind);
         let shared = shared_bytes(problem.layout.is_linear(), width, kind) as u32;
-        let kernel = load(gpu, &programs::decode(problem.dtype, problem.layout.is_linear(), kind))?;
+        let kernel = load(gpu, &Self::variant(problem))?;
         Ok(Self { kernel, problem: *problem, width, shared })
     }
 

@@ -1,7 +1,7 @@
 //! `cuda/decode_sm90.cu`: a few rows on Hopper, weights streamed once by TMA.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, Swizzle, TensorMap, TiledMap};
+use kernel_core::{DeviceInfo, Gpu, Kernel, KernelArg, LastMaps, LaunchConfig, Swizzle, TensorMap, TiledMap, Variant};
 
 use super::decode::{DecodeCall, DecodeOutput, MAX_WIDTH, WARP_COLUMNS, tokens};
 use super::load;
@@ -62,12 +62,17 @@ pub(crate) struct DecodeSm90 {
 
 impl DecodeSm90 {
     /// For problems of at most 64 rows.
+    /// What [`DecodeSm90::new`] loads.
+    pub(crate) fn variant(problem: &Problem) -> Variant {
+        programs::decode_sm90(problem.dtype, problem.layout.is_linear(), tokens(problem.rows))
+    }
+
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
         let (tokens, width) = (tokens(problem.rows), choose_width(gpu.info(), problem));
         let stage = stage_bytes(width, tokens);
         let fit = gpu.info().shared_bytes_optin.saturating_sub(SLACK) / (stage + 2 * size_of::<u64>());
         let stages = BYTES_IN_FLIGHT.div_ceil(stage).min(fit);
-        let kernel = load(gpu, &programs::decode_sm90(problem.dtype, problem.layout.is_linear(), tokens))?;
+        let kernel = load(gpu, &Self::variant(problem))?;
         Ok(Self { kernel, problem: *problem, tokens, width, stages: stages.max(1), maps: LastMaps::new() })
     }
 
