@@ -21,7 +21,7 @@ fn a_step_replays() {
     unsafe { context.disable_event_tracking() };
     let gpu = Gpu::from_stream(context.new_stream().expect("a stream")).expect("its gpu");
     // The last one's dx is made with the gate's derivative beside it.
-    for [rows, k, n] in [[40, 72, 136], [300, 72, 136], [5500, 568, 136]] {
+    for [rows, k, n] in [[40, 72, 136], [300, 72, 136], [8400, 512, 136]] {
         let mut plan = Plan::new(&gpu, Problem::new(rows, k, n, DType::Bf16), Options::default()).expect("a plan");
         let mut x = gpu.upload(&noise::<bf16>(rows * k, 1, 1.0)).expect("x");
         let w = gpu.upload(&noise::<bf16>(2 * k * n, 2, 0.2)).expect("w");
