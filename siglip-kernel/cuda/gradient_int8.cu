@@ -1,5 +1,6 @@
 // Both gradient GEMMs of route int8 on Hopper: d_img = G * txt or d_txt = G^T * img, of G in unsigned and rows in signed 8-bit integers, all of them along K as logits_int8.cu and
 // quantize_int8.cu leave them. Integer sums over 128 of K are exact; by the scales of G they are summed in f32, and over blocks.
+// Two tile rows share the rows of the other side, which a cluster loads once.
 //   COLUMNS of a tile: 128 or 192
 #include "sm90/mainloop.cuh"
 #include "sm90/store.cuh"
@@ -12,7 +13,8 @@ struct GradientInt8Params {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-typedef Mainloop<U8ByS8, Major::K, Major::K, Schedule::SCALED, 1, 16384, COLUMNS, 232> Loop;
+constexpr u32 CLUSTER_SIZE = 2;
+typedef Mainloop<U8ByS8, Major::K, Major::K, Schedule::SCALED, CLUSTER_SIZE, 16384, COLUMNS, 232> Loop;
 
 struct GradientEpilogue {
   const TensorMap* map;
@@ -35,7 +37,7 @@ struct GradientEpilogue {
   }
 };
 
-KERNEL __launch_bounds__(Loop::THREADS, 1)
+KERNEL __launch_bounds__(Loop::THREADS, 1) __cluster_dims__(CLUSTER_SIZE, 1, 1)
 siglip_gradient_int8(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap out,
                      const __grid_constant__ GemmShape shape, const __grid_constant__ GradientInt8Params params) {
   extern __shared__ __align__(1024) u8 shared[];

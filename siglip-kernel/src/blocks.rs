@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::ops::{Range, RangeInclusive};
 
+use crate::kernels::gradient_int8::{ADDITIONS, CLUSTER};
+use crate::kernels::gradient_tiles;
 use crate::problem::{Chunk, Problem};
 
 /// Rows of tiles, and columns of all but [`WIDE`] ones.
@@ -43,10 +45,17 @@ pub(crate) struct Limits {
     pub(crate) row_tiles: RangeInclusive<usize>,
     /// Whether tiles of the logit product may be [`WIDE`].
     pub(crate) wide: bool,
+    /// Whether all products are of 8-bit integers.
+    pub(crate) int8: bool,
 }
 
 /// What the start and the end of a launch cost, as so many features of a tile's product (about 7 µs on an H200).
 const LAUNCH: usize = 1200;
+
+/// The same where all products are of 8-bit integers, in features of a wave of their gradient products' wide tiles, 128 of which take 1,300 clocks: what a wave of the logit
+/// product takes at least, which its epilogue decides, and how many of its features are one of those (H200).
+const INT8_LOGITS: usize = 700;
+const INT8_LOGIT_FEATURES: usize = 2;
 
 /// What the waves of a block's logit product cost, in sixteenths of a wave of narrow tiles, by tiles of so many columns. `rows`: tile rows.
 fn waves_of(rows: usize, cols: usize, columns: usize, sms: usize) -> usize {
@@ -69,12 +78,24 @@ impl Blocks {
         // In 128 bits: the cost of the largest problems does not fit 64.
         let cost = |rows: usize, cols: usize| {
             let launch = |tiles: usize, sum: usize| (tiles.div_ceil(sms) * sum + LAUNCH) as u128;
+            let gradient = |rows: usize, sum: usize| {
+                if !limits.int8 {
+                    return launch(rows * width, sum);
+                }
+                let columns = gradient_tiles::columns([rows * TILE, problem.dim], ADDITIONS, sms);
+                let rows = rows.next_multiple_of(CLUSTER);
+                launch(rows * problem.dim.div_ceil(columns), sum * (columns + ADDITIONS) / (WIDE + ADDITIONS))
+            };
+            let logits_sum = match limits.int8 {
+                true => INT8_LOGITS.max(problem.dim / INT8_LOGIT_FEATURES),
+                false => problem.dim,
+            };
             // All blocks of a pass have the tiles that its full ones are best off with.
             let (_, columns) = logit_waves(rows, cols, limits.wide, sms);
             let block = |rows: usize, cols: usize| {
                 let logits = waves_of(rows, cols, columns, sms);
-                let cols_gradient = if both { launch(cols.div_ceil(TILE) * width, rows * TILE) } else { 0 };
-                (logits * problem.dim / 16 + LAUNCH) as u128 + launch(rows * width, cols) + cols_gradient
+                let cols_gradient = if both { gradient(cols.div_ceil(TILE), rows * TILE) } else { 0 };
+                (logits * logits_sum / 16 + LAUNCH) as u128 + gradient(rows, cols) + cols_gradient
             };
             let (rows_left, cols_left) = (all_rows % rows, all_cols % cols);
             let of_chunk = |rows: usize| {
@@ -172,7 +193,7 @@ mod tests {
     use kernel_core::DType;
 
     fn limits(elements: usize) -> Limits {
-        Limits { elements, cols: usize::MAX, row_tiles: 32..=72, wide: true }
+        Limits { elements, cols: usize::MAX, row_tiles: 32..=72, wide: true, int8: false }
     }
 
     fn problem(rows: usize, cols: usize, dim: usize) -> Problem {
@@ -256,6 +277,22 @@ mod tests {
         assert_eq!([columns(1664, 1536), columns(8192, 8192), columns(5632, 16384)], [WIDE; 3]);
         let chosen = Blocks::choose(&problem(65536, 65536, 768), Chunk::Auto, &limits(5632 * 16384), true, 132);
         assert_eq!(chosen, Blocks { rows: 8192, cols: 57 * WIDE });
+    }
+
+    #[test]
+    fn blocks_of_8_bit_integers_fill_waves_of_their_own_tiles() {
+        let limits = Limits { row_tiles: 32..=88, wide: false, int8: true, ..limits(8448 * 16384) };
+        let chosen = |batch, dim| Blocks::choose(&problem(batch, batch, dim), Chunk::Auto, &limits, true, 132);
+        assert_eq!(chosen(65536, 768), Blocks { rows: 8448, cols: 16_384 });
+        for (batch, dim) in [(65536, 512), (65536, 1024), (131_072, 768), (32_768, 1152)] {
+            let Blocks { rows, cols } = chosen(batch, dim);
+            for side in [rows, cols] {
+                let columns = gradient_tiles::columns([side, dim], ADDITIONS, 132);
+                let tiles = side / TILE * dim.div_ceil(columns);
+                let filled = tiles as f64 / (tiles.div_ceil(132) * 132) as f64;
+                assert!(filled > 0.9, "{batch} x {dim}: {rows} x {cols}, {filled:.2} of the waves of {side}");
+            }
+        }
     }
 
     #[test]

@@ -48,10 +48,10 @@ impl Product {
         shape: GemmShape,
         params: GradientInt8Params,
     ) -> Result<()> {
-        let columns = self.kernel.columns();
+        let other_rows = self.kernel.other_rows();
         let [g, other, out] = self.maps.of(matrices, || {
             let [g, other, out] = matrices;
-            Ok::<_, Error>([g.k_major(1)?, other.k_major_rows(columns)?, out.warp_store()?])
+            Ok::<_, Error>([g.k_major(1)?, other.k_major_rows(other_rows)?, out.warp_store()?])
         })?;
         // SAFETY: the caller's promise.
         unsafe { self.kernel.launch(call.stream, call.info, [&g, &other, &out], shape, params) }

@@ -8,8 +8,10 @@ use super::{gradient_tiles, load};
 use crate::error::Result;
 use crate::programs;
 
+/// Blocks of a cluster, as the kernel has it: each has a tile row, and loads its part of the other side's rows for both.
+pub(crate) const CLUSTER: usize = 2;
 /// What the additions to a tile's f32 sums take, as so many of its columns (H200).
-const ADDITIONS: usize = 256;
+pub(crate) const ADDITIONS: usize = 256;
 
 /// `GradientInt8Params` of the kernel.
 #[repr(C)]
@@ -40,9 +42,9 @@ impl GradientInt8 {
         Ok(Self { kernel: load(gpu, &programs::gradient_int8(columns))?, columns })
     }
 
-    /// Of a tile.
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
+    /// Rows of a box of the other side's: what a block of a cluster loads of a tile.
+    pub(crate) fn other_rows(&self) -> usize {
+        self.columns / CLUSTER
     }
 
     /// # Safety
@@ -55,7 +57,8 @@ impl GradientInt8 {
         shape: GemmShape,
         params: GradientInt8Params,
     ) -> Result<()> {
-        let config = launch_config(info, shape.tiles_of([TILE, self.columns]), 1);
+        let tiles = CLUSTER * shape.tiles_of([CLUSTER * TILE, self.columns]);
+        let config = launch_config(info, tiles, CLUSTER as u32);
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         Ok(unsafe { self.kernel.launch(stream, &config, &[a, b, out, &shape, &params]) }?)
     }

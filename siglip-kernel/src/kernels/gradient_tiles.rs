@@ -4,7 +4,7 @@ use kernel_core::sm90::TILE;
 
 /// Columns of a tile: 192, which ask a sixth less of L2 than 128 do, unless the `sms` multiprocessors take longer over their waves of them.
 /// `more`: what a tile takes beside its columns, as so many of them. `rows`: of a block's output, which is `dim` wide.
-pub(super) fn columns([rows, dim]: [usize; 2], more: usize, sms: usize) -> usize {
+pub(crate) fn columns([rows, dim]: [usize; 2], more: usize, sms: usize) -> usize {
     let time = |columns: usize| (rows.div_ceil(TILE) * dim.div_ceil(columns)).div_ceil(sms) * (columns + more);
     if time(192) <= time(128) { 192 } else { 128 }
 }

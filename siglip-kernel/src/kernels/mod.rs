@@ -5,7 +5,7 @@ pub(crate) mod fused_sm90;
 pub(crate) mod gradient_int8;
 pub(crate) mod gradient_sm90;
 pub(crate) mod gradient_split;
-mod gradient_tiles;
+pub(crate) mod gradient_tiles;
 pub(crate) mod logits_int8;
 pub(crate) mod logits_portable;
 pub(crate) mod logits_sm90;
