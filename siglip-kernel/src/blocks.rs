@@ -3,8 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::{Range, RangeInclusive};
 
-use crate::kernels::gradient_int8::{ADDITIONS, CLUSTER};
-use crate::kernels::gradient_tiles;
+use crate::kernels::gradient_int8::{self, ADDITIONS, CLUSTER};
 use crate::problem::{Chunk, Problem};
 
 /// Rows of tiles, and columns of all but [`WIDE`] ones.
@@ -82,7 +81,7 @@ impl Blocks {
                 if !limits.int8 {
                     return launch(rows * width, sum);
                 }
-                let columns = gradient_tiles::columns([rows * TILE, problem.dim], ADDITIONS, sms);
+                let columns = gradient_int8::columns([rows * TILE, problem.dim], sms);
                 let rows = rows.next_multiple_of(CLUSTER);
                 launch(rows * problem.dim.div_ceil(columns), sum * (columns + ADDITIONS) / (WIDE + ADDITIONS))
             };
@@ -287,7 +286,7 @@ mod tests {
         for (batch, dim) in [(65536, 512), (65536, 1024), (131_072, 768), (32_768, 1152)] {
             let Blocks { rows, cols } = chosen(batch, dim);
             for side in [rows, cols] {
-                let columns = gradient_tiles::columns([side, dim], ADDITIONS, 132);
+                let columns = gradient_int8::columns([side, dim], 132);
                 let tiles = side / TILE * dim.div_ceil(columns);
                 let filled = tiles as f64 / (tiles.div_ceil(132) * 132) as f64;
                 assert!(filled > 0.9, "{batch} x {dim}: {rows} x {cols}, {filled:.2} of the waves of {side}");

@@ -121,7 +121,7 @@ pub enum Route {
     /// `Chunked` with the logits of negative pairs from inputs rounded to e4m3, for f16 and bf16 on Hopper: less time, more memory (a byte an input
     /// element), and an approximation, whose size stands under "Numerics" on the crate's page. Never chosen by `Auto`.
     Fp8,
-    /// All three products of negative pairs in 8-bit integers, the positive pairs exact, for f16 and bf16 on Hopper: least time, two bytes more memory an input element, f32 sums of both
+    /// All three products of negative pairs in 8-bit integers, the positive pairs exact, for f16 and bf16 on Hopper: least time, two bytes more memory an input element and for many texts more for a block, f32 sums of both
     /// gradients however few the blocks, and an approximation, nearer than `Fp8` where negatives matter, whose size stands there too. Never chosen by `Auto`.
     Int8,
 }
