@@ -46,10 +46,15 @@ pub(crate) struct Limits {
     pub(crate) wide: bool,
     /// Whether all products are of 8-bit integers.
     pub(crate) int8: bool,
+    /// Whether the f32 sums that blocks read and write count.
+    pub(crate) sums: bool,
 }
 
 /// What the start and the end of a launch cost, as so many features of a tile's product (about 7 µs on an H200).
 const LAUNCH: usize = 1200;
+/// Elements of f32 sums that are read and written in the time of a feature of a wave of tiles, where 16-bit products are added up (H200: with more rows or columns
+/// of a block a step gains 1 to 2% more than its launches' ends say).
+const SUMS: usize = 7680;
 
 /// The same where all products are of 8-bit integers, in features of a wave of their gradient products' wide tiles, 128 of which take 1,300 clocks: what a wave of the logit
 /// product takes at least, which its epilogue decides, and how many of its features are one of those (H200).
@@ -72,6 +77,19 @@ impl Blocks {
     /// product's sum; launches cost their ends. Measured on an H200, this orders block shapes rightly from 4096 × 4096 to one block of all pairs.
     /// `both`: a block gives both gradients, not only that of its rows.
     pub(crate) fn choose(problem: &Problem, chunk: Chunk, limits: &Limits, both: bool, sms: usize) -> Self {
+        let (rows, cols) = (problem.rows.next_multiple_of(TILE), problem.cols.next_multiple_of(TILE));
+        Self::cheapest(problem, chunk, limits, both, sms, |_| true).map_or(Self { rows, cols }, |(_, blocks)| blocks)
+    }
+
+    /// The same among those that `fit` alone, with what they cost.
+    pub(crate) fn cheapest(
+        problem: &Problem,
+        chunk: Chunk,
+        limits: &Limits,
+        both: bool,
+        sms: usize,
+        fit: impl Fn(Self) -> bool,
+    ) -> Option<(u128, Self)> {
         let (all_rows, all_cols) = (problem.rows.div_ceil(TILE), problem.cols.next_multiple_of(TILE));
         let width = problem.dim.div_ceil(TILE);
         // In 128 bits: the cost of the largest problems does not fit 64.
@@ -101,7 +119,11 @@ impl Blocks {
                 let rest = if cols_left > 0 { block(rows, cols_left) } else { 0 };
                 (all_cols / cols) as u128 * block(rows, cols) + rest
             };
-            (all_rows / rows) as u128 * of_chunk(rows) + if rows_left > 0 { of_chunk(rows_left) } else { 0 }
+            let (chunks, parts) = (all_rows.div_ceil(rows), all_cols.div_ceil(cols));
+            let of_rows = if parts > 1 { (all_rows * TILE) as u128 * parts as u128 } else { 0 };
+            let of_cols = if both && chunks > 1 { all_cols as u128 * chunks as u128 } else { 0 };
+            let sums = if limits.sums { (of_rows + of_cols) * problem.dim as u128 / SUMS as u128 } else { 0 };
+            (all_rows / rows) as u128 * of_chunk(rows) + if rows_left > 0 { of_chunk(rows_left) } else { 0 } + sums
         };
         let row_tiles = match chunk {
             Chunk::Rows(rows) => {
@@ -113,7 +135,7 @@ impl Blocks {
                 all_rows.min(*limits.row_tiles.start())..=most
             }
         };
-        let (rows, cols) = row_tiles
+        row_tiles
             .flat_map(|rows| {
                 let most = (limits.elements / (rows * TILE)).min(limits.cols) / TILE * TILE;
                 let parts = all_cols.div_ceil(most.max(TILE));
@@ -129,9 +151,10 @@ impl Blocks {
                 })
             })
             // Of two alike the taller one: the texts' sums, which no cache holds, are added to less often.
-            .min_by_key(|&(rows, cols)| (cost(rows, cols), rows * cols, Reverse(rows)))
-            .unwrap_or((all_rows, all_cols));
-        Self { rows: rows * TILE, cols }
+            .filter(|&(rows, cols)| fit(Self { rows: rows * TILE, cols }))
+            .map(|(rows, cols)| ((cost(rows, cols), rows * cols, Reverse(rows)), Self { rows: rows * TILE, cols }))
+            .min_by_key(|&(order, _)| order)
+            .map(|((cost, ..), blocks)| (cost, blocks))
     }
 
     /// Elements of a block, whole tiles.
@@ -192,7 +215,7 @@ mod tests {
     use kernel_core::DType;
 
     fn limits(elements: usize) -> Limits {
-        Limits { elements, cols: usize::MAX, row_tiles: 32..=72, wide: true, int8: false }
+        Limits { elements, cols: usize::MAX, row_tiles: 32..=72, wide: true, int8: false, sums: false }
     }
 
     fn problem(rows: usize, cols: usize, dim: usize) -> Problem {

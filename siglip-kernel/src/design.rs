@@ -2,6 +2,7 @@
 
 mod variants;
 
+pub(crate) use variants::library_sums;
 pub use variants::plan_variants;
 
 use kernel_core::{Arch, DType, DeviceInfo};
@@ -27,9 +28,13 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    /// What bounds the blocks of a route; among those that fit, [`Blocks::choose`] takes the cheapest. `Sm90`: 185 MB of G keep the step of
-    /// B = 65,536 in 0.61 GB above its inputs; half as much loses 6 to 14%, and blocks small enough for L2 lose 15% in the ends of their
-    /// launches (H200). Larger problems gain 3% with larger blocks: up to 7/8 of the texts' f32 sums, and up to four times as large.
+    /// Elements of a block of G in 16 bits on Hopper, 185 MB.
+    pub(crate) const SM90: usize = 5632 * 16384;
+
+    /// What bounds the blocks of a route; among those that fit, [`Blocks::choose`] takes the cheapest. `Sm90`: 185 MB of G, and as much more as lent memory
+    /// takes off the sums ([`Engine::with_lent`]), keep the step of B = 65,536 in 0.62 GB above its inputs; half as much loses 6 to 14%, and blocks small
+    /// enough for L2 lose 15% in the ends of their launches (H200). Larger problems gain 3% with larger blocks: up to 7/8 of the texts' f32 sums, or in 16 bits
+    /// three times 185 MB at 131,072 texts (4% less than twice as much takes), and up to four times as large.
     /// `Int8`, whose products are short beside the ends of their launches, takes 11/8 of those sums: 2.5% of its step at 65,536.
     /// The others spend more time per block and take less. `low_memory`: a block of 26 MB in 16 bits.
     ///
@@ -45,20 +50,27 @@ impl Engine {
             _ => false,
         };
         if route == Route::LowMemory {
-            return Limits { elements: 2816 * 4608, cols, row_tiles: 16..=33, wide: false, int8: false };
+            return Limits { elements: 2816 * 4608, cols, row_tiles: 16..=33, wide: false, int8: false, sums: false };
         }
-        const SM90: usize = 5632 * 16384;
+        const SM90: usize = Engine::SM90;
+        // With the square of the texts from 65,536 on.
+        let grown = match self {
+            Engine::Sm90 if route != Route::Fp8 && problem.cols > 65_536 => {
+                ((problem.cols / 1024 * 100 / 64).min(400).pow(2) * 3 * SM90 / 40_000).min(4 * SM90)
+            }
+            _ => 0,
+        };
         let (elements, row_tiles) = match self {
             Engine::Sm90 | Engine::Int8 => {
                 let eighths = if self == Engine::Int8 { 11 } else { 7 };
                 let elements =
                     (problem.cols.saturating_mul(problem.dim) / 4).saturating_mul(eighths).clamp(SM90, 4 * SM90);
-                (elements, 88 * elements / SM90)
+                (elements.max(grown), 32..=88 * elements.max(grown) / SM90)
             }
-            Engine::Portable => (4096 * 8192, 72),
-            Engine::F32 | Engine::Split => (8192 * 8192, 72),
+            Engine::Portable => (4096 * 8192, 32..=72),
+            Engine::F32 | Engine::Split => (8192 * 8192, 32..=72),
         };
-        Limits { elements, cols, row_tiles: 32..=row_tiles, wide, int8: self == Engine::Int8 }
+        Limits { elements, cols, row_tiles, wide, int8: self == Engine::Int8, sums: grown > 0 }
     }
 
     pub(crate) fn slots(self, info: &DeviceInfo) -> usize {
@@ -198,6 +210,8 @@ impl Design {
                     .then(|| choose(&Limits { row_tiles: panels..=panels, ..limits.clone() }))
                     .filter(|&blocks| engine.fuses(&problem, blocks, sms));
                 let blocks = of_panels.unwrap_or_else(|| choose(limits));
+                let blocks =
+                    if two_passes { blocks } else { engine.with_lent(&problem, options.chunk, limits, sms, blocks) };
                 let logit_columns = logit_waves(blocks.rows / TILE, blocks.cols, limits.wide, sms).1;
                 let fuses = |blocks: &Blocks| two_passes && engine.fuses(&problem, *blocks, sms);
                 if !fuses(&blocks) {
@@ -224,6 +238,16 @@ impl Design {
             }
             limits.elements -= limits.elements.div_ceil(16);
         }
+    }
+
+    /// Whether sums lie in the memory of the texts' gradient.
+    pub(crate) fn lends(&self) -> bool {
+        self.texts.is_none() && self.engine.lends(&self.images.problem, self.images.blocks)
+    }
+
+    /// The blocks of a call whose texts' gradient cannot lend its memory.
+    pub(crate) fn narrowed(&self) -> Blocks {
+        Engine::narrowed(self.images.blocks)
     }
 
     /// How the row side's gradient of a pass comes about.
@@ -332,10 +356,6 @@ pub(crate) mod tests {
         assert_eq!(of(design(65_536, 768, DType::Bf16, Route::LowMemory)).0, Accumulated);
         assert_eq!(of(design(65_536, 768, DType::Bf16, Route::Portable)), (Accumulated, Accumulated));
         assert_eq!(of(design(65_536, 768, DType::F32, Route::Portable)), (InPlace, InPlace));
-        // Sums take the same memory whoever finishes them.
-        let of_rows = |design: &Design| Regions::layout(design, &h200()).1.d_rows;
-        let chunked = design(65_536, 768, DType::Bf16, Route::Auto);
-        assert!(of_rows(&chunked).bytes() == chunked.images.blocks.rows * 768 * size_of::<f32>());
     }
 
     #[test]

@@ -160,6 +160,7 @@ mod engines;
 mod error;
 mod io;
 mod kernels;
+mod loan;
 mod plan;
 mod problem;
 mod programs;

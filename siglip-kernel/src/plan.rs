@@ -153,7 +153,8 @@ impl Plan {
         self.reduce(&call, slots)
     }
 
-    /// The loss and all gradients, those multiplied by `upstream` (the gradient that arrives at the loss). 6·N·M·D flop.
+    /// The loss and all gradients, those multiplied by `upstream` (the gradient that arrives at the loss). 6·N·M·D flop. Until gradients are written, their memory may
+    /// hold sums.
     ///
     /// With q = ∂L/∂z·batch = −y σ(−y z): d_img = exp(log_temp)·q·txt / batch, d_txt = exp(log_temp)·qᵀ·img / batch,
     /// d_bias = Σ q / batch, d_log_temp = Σ q (z − bias) / batch.

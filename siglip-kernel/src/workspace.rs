@@ -95,7 +95,8 @@ pub(crate) struct Regions {
     /// One block of G (for f32: of dot products, or G's two planes; on route int8, in bytes, G and its transpose), whole tiles.
     pub(crate) g: Region,
     /// f32 accumulators of one row chunk `[chunk, dim padded]` and of all text rows `[cols, dim padded]`, where they are needed.
-    /// `d_rows` is next to G: fused launches take both for G while the sums lie elsewhere.
+    /// `d_rows` is next to G: fused launches take both for G while the sums lie elsewhere. Where the texts' gradient lends its memory, neither the
+    /// chunk's nor a block of texts' are here.
     pub(crate) d_rows: Region,
     pub(crate) d_txt: Region,
     pub(crate) sums: Region,
@@ -143,10 +144,16 @@ impl Regions {
         // One for each row, or column, of every tile.
         let tile_scales = when_int8(most(&|pass| pass.blocks.area() / TILE));
         let sums = design.engine.slots(info) * SUMS_PER_WARP;
+        let lends = design.lends();
         let regions = Self {
             g: layout.take(most(&|pass| pass.blocks.area().saturating_mul(problem.dtype.size_bytes()))),
-            d_rows: layout.take(most(&|pass| accumulator(Some(design.rows_gradient(pass)), pass.blocks.rows))),
-            d_txt: layout.take(accumulator(design.cols_gradient(), problem.cols)),
+            d_rows: layout.take(most(&|pass| {
+                accumulator(Some(design.rows_gradient(pass)), if lends { 0 } else { pass.blocks.rows })
+            })),
+            d_txt: layout.take(accumulator(
+                design.cols_gradient(),
+                problem.cols - if lends { design.images.blocks.cols } else { 0 },
+            )),
             sums: layout.take_elements::<f64>(sums),
             unused_sums: layout.take_elements::<f64>(if design.texts.is_some() { sums } else { 0 }),
             positive: layout.take_elements::<f32>(if matches!(design.engine, Engine::F32 | Engine::Split) {

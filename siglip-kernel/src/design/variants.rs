@@ -22,6 +22,15 @@ pub fn plan_variants(info: &DeviceInfo, problem: &Problem, options: &Options) ->
     Ok(Design::new(info, problem, options)?.variants(info))
 }
 
+/// Whether cuBLASLt, where it is there, adds up the sums of images and of texts on Hopper. Not where blocks are so few that one of the gradients is finished at once.
+/// With 1,024 features and more, up to 32,768 texts, our own sums of texts take 1 to 3% of a step less between other work and as long when sustained, with the
+/// same bits; with fewer features or more texts up to 2% more (H200). In low memory not measured.
+pub(crate) fn library_sums(problem: &Problem, (rows, cols): (Gradient, Gradient)) -> [bool; 2] {
+    let library = rows != Gradient::Direct && cols != Gradient::Direct;
+    let own_texts = cols == Gradient::Finished && (1024..=1536).contains(&problem.dim) && problem.cols <= 32_768;
+    [library, library && !own_texts]
+}
+
 impl Design {
     /// Each of them once, those that take the longest to compile first.
     pub(crate) fn variants(&self, info: &DeviceInfo) -> Vec<Variant> {
@@ -47,10 +56,11 @@ impl Design {
                     false => logits_sm90(dtype, true, fp8, pass.logit_columns),
                 };
                 let mut all = vec![logits, logits_sm90(dtype, false, fp8, NARROW)];
-                let (of_rows, of_cols) = self.gradients(pass);
-                let library =
-                    of_rows != Gradient::Direct && of_cols != Gradient::Direct && ensure(Library::CublasLt).is_ok();
-                for ((transposed, rows), gradient) in sides.into_iter().zip([of_rows, of_cols]) {
+                let gradients = self.gradients(pass);
+                let there = ensure(Library::CublasLt).is_ok();
+                let by_library = library_sums(&pass.problem, gradients).map(|library| library && there);
+                let of_sides = [gradients.0, gradients.1].into_iter().zip(by_library);
+                for ((transposed, rows), (gradient, library)) in sides.into_iter().zip(of_sides) {
                     let columns = gradient_sm90::columns([rows, dim], sms);
                     let sums = gradient != Gradient::Direct && !library;
                     let finishes = matches!(gradient, Gradient::Direct | Gradient::Finished);
@@ -141,7 +151,29 @@ mod tests {
         let fp8 = compiled(65_536, DType::Bf16, Route::Fp8);
         assert!(fp8.contains(&"quantize_fp8 BF16".to_owned()) && fp8[0] == "logits_sm90 BF16 E4M3 1 1 192", "{fp8:?}");
         // Sums over several blocks are finished by our own products, whoever adds to them.
-        assert!(fp8.contains(&"gradient_sm90 BF16 K 192 1".to_owned()), "{fp8:?}");
+        assert!(fp8.contains(&"gradient_sm90 BF16 K 128 1".to_owned()), "{fp8:?}");
+    }
+
+    #[test]
+    fn sums_of_texts_are_ours_where_that_is_measured_better() {
+        let sums = |batch, dim, route| {
+            let design =
+                Design::new(&h200(), &Problem::square(batch, dim, DType::Bf16), &Options { route, chunk: Chunk::Auto });
+            let design = design.unwrap();
+            library_sums(&design.images.problem, design.gradients(&design.images))
+        };
+        assert_eq!([sums(32_768, 1152, Route::Auto), sums(32_768, 1024, Route::Fp8)], [[true, false]; 2]);
+        assert_eq!([sums(65_536, 768, Route::Auto), sums(65_536, 1152, Route::Auto)], [[true, true]; 2]);
+        assert_eq!(sums(32_768, 1152, Route::LowMemory), [true, true]);
+        assert_eq!(sums(16_384, 1152, Route::Auto), [false, false], "images' gradient is finished at once");
+        // And compiled with the plan.
+        let all = plan_variants(&h200(), &Problem::square(32_768, 1152, DType::Bf16), &Options::default()).unwrap();
+        assert!((128..=192).step_by(64).any(|columns| all.contains(&programs::gradient_sm90(
+            DType::Bf16,
+            true,
+            false,
+            columns
+        ))));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::gemms::Gemms;
 use super::logits::Logits;
 use super::{At, Call, Engine, apart};
 use crate::blocks::{Block, Blocks, NARROW, TILE, WIDE};
-use crate::design::{Gradient, Pass};
+use crate::design::{Gradient, Pass, library_sums};
 use crate::error::Result;
 use crate::kernels::{
     FusedParams, FusedSm90, GradientParams, GradientSm90, LogitsParams, LogitsSm90, QuantizeFp8, ReduceParams,
@@ -162,7 +162,7 @@ impl Sm90Engine {
     pub(crate) fn new(gpu: &Gpu, pass: &Pass, fp8: bool, gradients: (Gradient, Gradient)) -> Result<Self> {
         let Pass { ref problem, blocks, logit_columns, fused } = *pass;
         let dtype = problem.dtype;
-        let library = gradients.0 != Gradient::Direct && gradients.1 != Gradient::Direct;
+        let library = library_sums(problem, gradients);
         let logits =
             |gradient, columns| -> Result<_> { Ok(Logits::new(LogitsSm90::new(gpu, dtype, gradient, fp8, columns)?)) };
         Ok(Self {
@@ -170,8 +170,8 @@ impl Sm90Engine {
             loss: logits(false, NARROW)?,
             loss_and_gradient: (!fused).then(|| logits(true, logit_columns)).transpose()?,
             store_g: LastMaps::new(),
-            img_side: Side::new(gpu, problem, false, gradients.0, blocks.rows, library)?,
-            txt_side: Side::new(gpu, problem, true, gradients.1, blocks.cols, library)?,
+            img_side: Side::new(gpu, problem, false, gradients.0, blocks.rows, library[0])?,
+            txt_side: Side::new(gpu, problem, true, gradients.1, blocks.cols, library[1])?,
             fused: fused
                 .then(|| {
                     let kernel = FusedSm90::new(gpu, dtype)?;
@@ -314,9 +314,10 @@ impl Engine for Sm90Engine {
             g: self.g(call, block),
             other: self.rows(call.img, rows),
             shape: GemmShape::new(block.cols, dim, block.rows, GRADIENT_BAND).with_b_origin(0, block.row),
-            row_of_sums: block.col,
+            row_of_sums: 0,
             row_of_gradient: block.col,
-            sums: self.sums(call.d_txt, cols),
+            // Of this block alone: another's may lie elsewhere.
+            sums: self.sums(At { address: call.d_txt.row(block.col, size_of::<f32>()), ..call.d_txt }, block.cols),
             gradient: self.rows(call.to_txt, cols),
             first,
             last,

@@ -8,6 +8,7 @@ use crate::design::{Design, Engine as Kind, Gradient, Pass};
 use crate::engines::{At, Call, Engine};
 use crate::error::Result;
 use crate::kernels::{FusedSm90, PositivePairs};
+use crate::loan::Loan;
 use crate::problem::Problem;
 use crate::workspace::pads;
 
@@ -91,7 +92,7 @@ impl Plan {
         call.first_row = first;
         // SAFETY: the caller's promise.
         unsafe { self.engine(texts).begin(call) }?;
-        let (g, sums) = (call.g, call.d_img);
+        let (g, sums, sums_of_texts) = (call.g, call.d_img, call.d_txt);
         let (left, right) = (0..summed, summed..pass.problem.cols);
         // Of columns whose G nobody else reads.
         let ring = pass.fused.then(|| pass.blocks.of_rounds(right.len(), pass.round(), RING_COLUMNS));
@@ -108,7 +109,17 @@ impl Plan {
                 None => self.widen(call, &pass, g, spare, row + rows, if summed > 0 { summed } else { right.end }),
             };
             call.groups = pass.groups(rows, blocks.cols);
-            for block in blocks.of_columns(&pass.problem, row, left.clone()) {
+            let loan = (both && self.design.lends()).then(|| Loan::new(call, &self.design, (g, sums_of_texts), row));
+            let blocks = loan.as_ref().map_or(blocks, |loan| loan.blocks);
+            if let Some(loan) = &loan {
+                (call.g, call.d_img) = (loan.g, loan.d_img);
+            }
+            let second = loan.as_ref().map_or(left.end..left.end, |loan| loan.second.clone());
+            let parts = [0..second.start, second.clone(), second.end..left.end];
+            for block in parts.into_iter().flat_map(|part| blocks.of_columns(&pass.problem, row, part)) {
+                if let Some(loan) = &loan {
+                    call.d_txt = loan.d_txt(block.col);
+                }
                 let engine = self.engine(texts);
                 // SAFETY: the caller's promise.
                 unsafe {

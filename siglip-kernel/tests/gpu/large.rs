@@ -283,3 +283,29 @@ fn uneven_chunks_agree_with_one_chunk() {
         assert_close(&format!("{route}, d_txt"), &many.d_txt, &wide(&one.d_txt));
     }
 }
+
+/// Sums in the memory of the texts' gradient until its last chunk of rows, where that memory is in one piece and where it is not: these workspaces make such
+/// blocks on an H200.
+#[test]
+fn sums_in_lent_memory_agree_with_one_chunk() {
+    let Some(gpu) = gpu() else { return };
+    for (rows, cols, dim, bytes) in
+        [(4321, 9000, 96, 5_275_170), (4321, 9000, 96, 10_550_340), (5000, 5000, 136, 5_245_440)]
+    {
+        let case = Case { log_temp: -3.0, bias: -4.0, ..Case::new(rows, cols, dim) };
+        let host = Host::<bf16>::round(&noise(rows * dim, 3), &noise(cols * dim, 5));
+        let with = |chunk, output_gap| {
+            let options = Options { chunk, ..Options::default() };
+            run(&gpu, &Case { options, output_gap, ..case }, &host).unwrap()
+        };
+        let one = with(siglip_kernel::Chunk::Rows(usize::MAX), 0);
+        let wide = |side: &[bf16]| side.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+        for gap in [0, 8] {
+            let many = with(siglip_kernel::Chunk::Workspace(bytes), gap);
+            assert!((one.loss - many.loss).abs() <= 1e-5 * one.loss, "{gap}: {} and {}", one.loss, many.loss);
+            assert_close(&format!("d_img, gap {gap}"), &many.d_img, &wide(&one.d_img));
+            assert_close(&format!("d_txt, gap {gap}"), &many.d_txt, &wide(&one.d_txt));
+            assert_eq!(many.bits(), with(siglip_kernel::Chunk::Workspace(bytes), gap).bits(), "two runs");
+        }
+    }
+}
