@@ -1,61 +1,90 @@
 // Gradient of the documents: a block owns some consecutive tokens of a document, lists the query tokens that chose each of them (a counting sort
-// that keeps their order), and sums their rows. No atomic additions, no f32 copy of the gradient: the same bits on every run.
+// that keeps their order), and sums their rows. No atomic additions of floats, no f32 copy of the gradient: the same bits on every run.
 //   ELEMENT, VECTORIZED, ROW_LANES, ROW_SLICES: see rows.cuh    BLOCK_WARPS: warps of a block    RESIDENT: blocks that an SM should hold
-//   OWNED: tokens that a block may have, at most 128    CAPACITY: query tokens that a block can list at once
+//   OWNED: tokens that a block may have, at most one a thread
+// A block lists as many query tokens at once as its dynamic shared memory holds.
 //   NEIGHBOURS: 1 when blocks next to one another have tokens next to one another, 0 when they have documents next to one another
 #include "gradients.cuh"
 #include "ptx/sync.cuh"
 
-constexpr u32 WARPS = BLOCK_WARPS, THREADS = WARPS * WARP, SHARE = CAPACITY / WARPS, LONG_LIST = 256, AHEAD = 2;
+constexpr u32 WARPS = BLOCK_WARPS, THREADS = WARPS * WARP;
 constexpr u32 UNROLL = ROW_SLICES == 1 ? 4 : ROW_SLICES <= 4 ? 2 : 1;
-constexpr u32 NOT_CROWDED = ~0u, WIDTH = Sum::SIZE * ROW_LANES * ROW_SLICES, GROUPS = Sum::GROUPS;
+constexpr bool HELD = NEIGHBOURS;  // no warp has more than one step
+constexpr u32 AHEAD = HELD || Sum::SIZE == 4 ? 1 : 2;  // steps of choices that a warp has on the way at once
+constexpr u32 WIDTH = Sum::SIZE * ROW_LANES * ROW_SLICES, GROUPS = Sum::GROUPS, PARTS = WARPS * GROUPS, NOBODY = ~0u, NOT_CROWDED = ~0u;
 // A step is what a warp reads of the choices at once: 4 places a lane.
-constexpr u32 STEP = 4 * WARP, SURE_STEPS = SHARE / STEP * WARPS;  // so many steps fit whatever they chose
-static_assert(OWNED <= 128 && SHARE <= 512 && SHARE >= STEP, "a mark is a token and a rank in 16 bits, and a warp's step fits its share");
+constexpr u32 STEP = 4 * WARP;
+static_assert(OWNED <= THREADS, "a thread counts for one token");
+
+constexpr u32 WORTHWHILE = 256;  // entries for which a block is not too short
 
 struct Entry {
   u32 row;  // of the query token
   float weight;
 };
 
-struct Shared {
-  Entry entries[CAPACITY];   // as found, a share for each warp
-  u16 marks[CAPACITY];       // of the entries: the token that was chosen, and how many of the warp's entries before this one chose it
-  u16 order[CAPACITY];       // entries by token
-  u32 counts[WARPS][OWNED];  // then: where each warp's entries of a token go
+struct alignas(16) Shared {  // and behind it the entries, by token
+  u32 counts[WARPS][OWNED];   // of each warp's choices of a token; then where its next entry of the token goes
+  u32 begin[OWNED + 1];       // of a token's entries
   u32 warp_totals[WARPS];
-  u32 begin[OWNED + 1];      // of a token in `order`
-  u32 overflow, any_long, crowded_step;  // where the sum of a token whose list does not fit stands
-  float parts[WARPS][WIDTH];  // of a long list
-  float crowded[WIDTH];       // that sum, by warp 0
-  u32 doc;                    // of the block, unless it is `blockIdx.x`
+  float heads[PARTS][WIDTH];  // the sum of what a group of lanes has of the token in the midst of which its entries begin
+  float crowded[WIDTH];       // how far the sum of a token is whose list does not fit
 };
 
-DEV u32 doc_of_block(const Shared& shared) { return NEIGHBOURS ? shared.doc : blockIdx.x; }
+DEV Entry* entries_of(Shared& shared) { return reinterpret_cast<Entry*>(&shared + 1); }
+DEV const Entry* entries_of(const Shared& shared) { return reinterpret_cast<const Entry*>(&shared + 1); }
+// Entries that there is room for.
+DEV u32 capacity() {
+  u32 bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  return (bytes - (u32)sizeof(Shared)) / (u32)sizeof(Entry);
+}
+// Of a list, entries when all tokens are chosen as often: some are chosen more often. Lists of few never overflow.
+DEV u32 fill() { return NEIGHBOURS ? capacity() : capacity() / 16 * 15; }
+
+// The tokens that a block has listed, and of which document.
+struct Listed {
+  u32 doc, first, count;
+};
 
 // Some choices of one query. Meetings have as many places as the power of two that no query's length exceeds.
 struct Choices {
-  u32 row, chosen[4];  // of the first; beyond the query ~0
+  u32 row, chosen[4];  // of the first; beyond the query nobody
   float d_score;
 };
-DEV Choices read_choices(const GradientParams& params, u32 doc, u32 meetings, u32 step) {
+// Where the choices of a document's places lie.
+struct Places {
+  u32 doc, meetings;
+  bool regular;            // all queries meet the document, and are as long
+  const int* argmax;       // then: of the document's first query; from one query to the next so many further
+  const float* d_scores;
+  u64 pitch;
+};
+DEV Choices read_choices(const GradientParams& params, const Places& places, u32 step) {
   const Items& items = params.items;
   const u64 place = (u64)step * STEP + threadIdx.x % WARP * 4;
   const u32 i = (u32)(place >> params.splits), token = (u32)place & ((1u << params.splits) - 1);
-  Choices read = {0, {~0u, ~0u, ~0u, ~0u}, 0.f};
-  if (i >= meetings) return read;
-  u32 query = i;
-  u64 slot = 0;
-  switch (items.pairing) {
-    case Pairing::Cross: slot = (u64)query * items.docs + doc; break;
-    case Pairing::Candidates: query = doc / items.per_query, slot = doc; break;
-    case Pairing::Pairs: query = doc, slot = doc; break;
-    case Pairing::List: slot = params.meetings.slots[params.meetings.starts[doc] + i], query = items.query_of((u32)slot); break;
+  Choices read = {0, {NOBODY, NOBODY, NOBODY, NOBODY}, 0.f};
+  u32 query = i, size = (u32)params.queries.length;
+  if (i >= places.meetings) return read;
+  const int* at;
+  if (places.regular) {
+    if (token >= size) return read;
+    at = places.argmax + i * places.pitch + token;
+    read.row = i * size + token, read.d_score = places.d_scores[(u64)i * items.docs];
+  } else {
+    u64 slot = 0;
+    switch (items.pairing) {
+      case Pairing::Cross: slot = (u64)query * items.docs + places.doc; break;
+      case Pairing::Candidates: query = places.doc / items.per_query, slot = places.doc; break;
+      case Pairing::Pairs: query = places.doc, slot = places.doc; break;
+      case Pairing::List: slot = params.meetings.slots[params.meetings.starts[places.doc] + i], query = items.query_of((u32)slot); break;
+    }
+    size = params.queries.size(query);
+    if (token >= size) return read;
+    at = params.argmax + items.arguments(params.queries, query, places.doc, (u32)slot) + token;
+    read.row = (u32)params.queries.start(query) + token, read.d_score = params.d_scores[slot];
   }
-  const u32 size = params.queries.size(query);
-  if (token >= size) return read;
-  const int* at = params.argmax + items.arguments(params.queries, query, doc, (u32)slot) + token;
-  read.row = (u32)params.queries.start(query) + token, read.d_score = params.d_scores[slot];
   if (token + 4 <= size && ((u64)at & 15) == 0) {
     const uint4 four = *reinterpret_cast<const uint4*>(at);
     read.chosen[0] = four.x, read.chosen[1] = four.y, read.chosen[2] = four.z, read.chosen[3] = four.w;
@@ -67,63 +96,41 @@ DEV Choices read_choices(const GradientParams& params, u32 doc, u32 meetings, u3
   return read;
 }
 
-// Lists what steps [first, last) chose among `owned` tokens from `first_owned` on, by token. Gives whether they fit; if not, nothing is listed.
-DEV bool sort(Shared& shared, const GradientParams& params, u32 meetings, u32 first_owned, u32 owned, u32 first, u32 last) {
-  const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, steps = last - first, below = (1u << lane) - 1;
-  const u32 from = first + (u32)((u64)steps * warp / WARPS), to = first + (u32)((u64)steps * (warp + 1) / WARPS);
-  for (u32 i = threadIdx.x; i < WARPS * OWNED; i += THREADS) (&shared.counts[0][0])[i] = 0;
-  if (threadIdx.x == 0) shared.overflow = shared.any_long = 0;
-  __syncthreads();
-  // Each warp reads its steps in order, some ahead, and keeps what is owned in its share.
-  u32 found = 0;
-#pragma unroll 1
-  for (u32 step = from; step < to; step += AHEAD) {
-    Choices read[AHEAD];
+// Counts what a warp read of its steps.
+DEV void count_choices(Shared& shared, const Choices& read, u32 first, u32 count) {
 #pragma unroll
-    for (u32 a = 0; a < AHEAD; ++a) read[a] = read_choices(params, doc_of_block(shared), step + a < to ? meetings : 0, step + a);
-#pragma unroll
-    for (u32 a = 0; a < AHEAD; ++a)
-#pragma unroll
-      for (u32 e = 0; e < 4; ++e) {
-        const u32 token = read[a].chosen[e] - first_owned, mask = __ballot_sync(~0u, token < owned);
-        const u32 place = found + __popc(mask & below);
-        if (token < owned && place < SHARE) {
-          const u32 row = read[a].row + e;
-          shared.entries[warp * SHARE + place] = {row, params.queries.scales ? read[a].d_score * params.queries.scales[row] : read[a].d_score};
-          shared.marks[warp * SHARE + place] = (u16)token;
-        }
-        found += __popc(mask);
-      }
+  for (u32 e = 0; e < 4; ++e) {
+    const u32 token = read.chosen[e] - first;
+    if (token < count) atomicAdd(&shared.counts[threadIdx.x / WARP][token], 1u);
   }
-  if (found > SHARE && lane == 0) shared.overflow = 1;
-  __syncwarp();
-  const u32 kept = min_of(found, SHARE);
-#pragma unroll 1
-  for (u32 i = lane; i - lane < kept; i += WARP) {
-    const u32 token = i < kept ? shared.marks[warp * SHARE + i] : OWNED, peers = __match_any_sync(~0u, token);
-    if (token < OWNED) shared.marks[warp * SHARE + i] = (u16)(token | (shared.counts[warp][token] + __popc(peers & below)) << 7);
+}
+// Lists it, each entry behind the warp's ones before it.
+DEV void list_choices(Shared& shared, const GradientParams& params, const Choices& read, u32 first, u32 count) {
+  const u32 below = (1u << threadIdx.x % WARP) - 1;
+#pragma unroll
+  for (u32 e = 0; e < 4; ++e) {
+    const u32 token = read.chosen[e] - first, row = read.row + e;
+    const bool listed = token < count;
+    const u32 peers = __match_any_sync(~0u, listed ? token : NOBODY);
+    u32* next = &shared.counts[threadIdx.x / WARP][token];
+    u32 place = 0;
+    if (listed) place = *next + __popc(peers & below);
     __syncwarp();
-    if (token < OWNED && lane == __ffs(peers) - 1) shared.counts[warp][token] += __popc(peers);
+    if (listed) {
+      if ((peers & below) == 0) *next = place + __popc(peers);
+      entries_of(shared)[place] = {row, params.queries.scales ? read.d_score * params.queries.scales[row] : read.d_score};
+    }
     __syncwarp();
   }
-  __syncthreads();
-  if (shared.overflow) {
-    __syncthreads();
-    return false;
-  }
-  // Exclusive sums over tokens, and within a token over warps. A thread has consecutive tokens.
-  constexpr u32 EACH = (OWNED + THREADS - 1) / THREADS;
+}
+
+// Exclusive sums of the counts over tokens, and within a token over warps: a thread has a token. Gives of how many of `count` tokens the entries fit.
+DEV u32 place_lists(Shared& shared, u32 count) {
+  const u32 thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
   u32 own = 0;
+  if (thread < OWNED)
 #pragma unroll
-  for (u32 e = 0; e < EACH; ++e) {
-    const u32 token = threadIdx.x * EACH + e;
-    u32 count = 0;
-    if (token < OWNED)
-#pragma unroll
-      for (u32 w = 0; w < WARPS; ++w) count += shared.counts[w][token];
-    if (count > LONG_LIST) shared.any_long = 1;
-    own += count;
-  }
+    for (u32 w = 0; w < WARPS; ++w) own += shared.counts[w][thread];
   u32 sum = own;
 #pragma unroll
   for (u32 offset = 1; offset < WARP; offset *= 2) {
@@ -136,30 +143,72 @@ DEV bool sort(Shared& shared, const GradientParams& params, u32 meetings, u32 fi
 #pragma unroll
   for (u32 w = 0; w < WARPS; ++w)
     if (w < warp) at += shared.warp_totals[w];
-  if (threadIdx.x == THREADS - 1) shared.begin[OWNED] = at + own;
-#pragma unroll
-  for (u32 e = 0; e < EACH; ++e) {
-    const u32 token = threadIdx.x * EACH + e;
-    if (token >= OWNED) break;
-    shared.begin[token] = at;
+  if (thread < OWNED) {
+    shared.begin[thread] = at;
+    if (thread == OWNED - 1) shared.begin[OWNED] = at + own;
+    u32 next = at;
 #pragma unroll
     for (u32 w = 0; w < WARPS; ++w) {
-      const u32 count = shared.counts[w][token];
-      shared.counts[w][token] = at;
-      at += count;
+      const u32 found = shared.counts[w][thread];
+      shared.counts[w][thread] = next;
+      next += found;
     }
   }
-  __syncthreads();
-  for (u32 i = lane; i < kept; i += WARP) {
-    const u32 mark = shared.marks[warp * SHARE + i];
-    shared.order[shared.counts[warp][mark & 127] + (mark >> 7)] = (u16)(warp * SHARE + i);
-  }
-  __syncthreads();
-  return true;
+  return __syncthreads_count(thread < count && at + own <= capacity());
 }
 
-// What an unchosen token holds must not reach its gradient through its norm.
-DEV void finish(Sum& sum, const GradientParams& params, u64 row, bool valid) {
+// The steps of a warp, in order.
+struct Steps {
+  u32 from, to;
+};
+DEV Steps steps_of_warp(u32 first, u32 last) {
+  const u32 warp = uniform(threadIdx.x / WARP);
+  return {first + (u32)((u64)(last - first) * warp / WARPS), first + (u32)((u64)(last - first) * (warp + 1) / WARPS)};
+}
+// Reads the steps from `step` on that are on the way at once, and does `each` to what was read.
+template <class Each> DEV void read_steps(const GradientParams& params, const Places& places, u32 step, u32 to, Each each) {
+  Choices read[AHEAD];
+#pragma unroll
+  for (u32 a = 0; a < AHEAD; ++a)
+    if (a < to - step) read[a] = read_choices(params, places, step + a);
+#pragma unroll
+  for (u32 a = 0; a < AHEAD; ++a)
+    if (a < to - step) each(read[a]);
+}
+
+// Counts what the warps' steps chose among `count` tokens from `first` on. Gives of how many of these the entries fit.
+// `held`: what a warp reads that has one step only.
+DEV u32 count_lists(Shared& shared, const GradientParams& params, const Places& places, Choices& held, u32 first, u32 count, Steps steps) {
+  for (u32 i = threadIdx.x; i < WARPS * OWNED; i += THREADS) (&shared.counts[0][0])[i] = 0;
+  __syncthreads();
+  if constexpr (HELD) {
+    if (steps.from < steps.to) {
+      held = read_choices(params, places, steps.from);
+      count_choices(shared, held, first, count);
+    }
+  } else {
+#pragma unroll 1
+    for (u32 step = steps.from; step < steps.to; step += AHEAD)
+      read_steps(params, places, step, steps.to, [&](const Choices& read) { count_choices(shared, read, first, count); });
+  }
+  __syncthreads();
+  return uniform(place_lists(shared, count));
+}
+// Lists it by token, reading again what is not held.
+DEV void fill_lists(Shared& shared, const GradientParams& params, const Places& places, const Choices& held, u32 first, u32 count, Steps steps) {
+  if constexpr (HELD) {
+    if (steps.from < steps.to) list_choices(shared, params, held, first, count);
+  } else {
+#pragma unroll 1
+    for (u32 step = steps.from; step < steps.to; step += AHEAD)
+      read_steps(params, places, step, steps.to, [&](const Choices& read) { list_choices(shared, params, read, first, count); });
+  }
+  __syncthreads();
+}
+
+// What an unchosen token holds must not reach its gradient through its norm. By a warp, each group's own token if it is `valid`.
+DEV void finish(Sum& sum, const GradientParams& params, const Listed& listed, u32 token, bool valid) {
+  const u64 row = params.docs.start(listed.doc) + listed.first + token;
   if (params.docs.scales) {
     const bool zero = sum.is_zero(), through = valid && !zero;
     const E::Storage* own = static_cast<const E::Storage*>(params.docs.rows) + row * params.docs.row_stride;
@@ -169,106 +218,104 @@ DEV void finish(Sum& sum, const GradientParams& params, u64 row, bool valid) {
 }
 
 // Zeros for the tokens that no query token chose, 16 bytes a thread.
-DEV void store_zeros(const Shared& shared, const GradientParams& params, u32 first_owned, u32 owned) {
-  const u64 first_row = params.docs.start(doc_of_block(shared)) + first_owned;
+DEV void store_zeros(const Shared& shared, const GradientParams& params, const Listed& listed) {
+  const u64 first_row = params.docs.start(listed.doc) + listed.first;
   constexpr u32 PIECE = Access::SIZE;
   const u32 pieces = ceil_div(params.dim, PIECE);
   const float zeros[PIECE] = {};
-  for (u32 i = threadIdx.x; i < owned * pieces; i += THREADS) {
+  for (u32 i = threadIdx.x; i < listed.count * pieces; i += THREADS) {
     const u32 token = i / pieces, piece = i - token * pieces;
     if (shared.begin[token] == shared.begin[token + 1])
       Access::store(params.gradient + (first_row + token) * params.gradient_stride + piece * PIECE, zeros);
   }
 }
 
-// The sum of entries [from, to) in `order`; lanes without work have an empty range. Of all lanes' ranges `shortest` and `longest`.
+// Adds entries [from, to), each group its own. Of all groups' numbers of entries `shortest` and `longest`.
 DEV void add_entries(Sum& sum, const Shared& shared, const GradientParams& params, u32 from, u32 to, u32 shortest, u32 longest) {
-  const E::Storage* queries = static_cast<const E::Storage*>(params.queries.rows);
+  // Lanes beyond a row's end read its first elements, of which nothing is stored: so no load has a test.
+  const bool beyond = ROW_SLICES == 1 && Sum::column(0) >= params.dim;
+  const u32 dim = ROW_SLICES == 1 ? WIDTH : params.dim;
+  const u8* own = static_cast<const u8*>(params.queries.rows) + (beyond ? 0 : Sum::column(0) * sizeof(E::Storage));
+  const u64 stride = params.queries.row_stride * sizeof(E::Storage);
+  const Entry* entries = entries_of(shared) + from;
   u32 done = 0;
 #pragma unroll 1
   for (; done + UNROLL <= shortest; done += UNROLL)
 #pragma unroll
     for (u32 u = 0; u < UNROLL; ++u) {
-      const Entry entry = shared.entries[shared.order[from + done + u]];
-      sum.add(queries + (u64)entry.row * params.queries.row_stride, entry.weight, params.dim);
+      const Entry entry = entries[done + u];
+      sum.add_from(reinterpret_cast<const E::Storage*>(own + entry.row * stride), entry.weight, dim);
     }
 #pragma unroll 1
   for (; done < longest; done += UNROLL)
 #pragma unroll
     for (u32 u = 0; u < UNROLL; ++u) {
-      const u32 i = from + done + u;
-      const bool valid = i < to;
-      const Entry entry = shared.entries[valid ? shared.order[i] : 0];
-      sum.add(queries + (u64)entry.row * params.queries.row_stride, entry.weight, params.dim, valid);
+      const bool valid = from + done + u < to;
+      Entry entry = {0, 0.f};
+      if (valid) entry = entries[done + u];
+      sum.add_from(reinterpret_cast<const E::Storage*>(own + entry.row * stride), entry.weight, dim, valid);
     }
 }
-// The same by all warps: warp 0 ends with it, added to what it had.
-DEV void add_long(Sum& sum, Shared& shared, const GradientParams& params, u32 from, u32 count) {
-  const u32 warp = threadIdx.x / WARP, part = warp * GROUPS + Sum::group(), longest = ceil_div(count, WARPS * GROUPS);
-  const u32 first = min_of(part * longest, count);
-  Sum own;
-  own.clear();
-  add_entries(own, shared, params, from + first, from + min_of(first + longest, count), 0, longest);
-  own.combine();
-  if (Sum::group() == 0) own.spill(shared.parts[warp], params.dim);
-  __syncthreads();
-  if (warp == 0)
-    for (u32 w = 0; w < WARPS; ++w) sum.add_spilled(shared.parts[w], params.dim);
-  __syncthreads();
-}
 
-// Some of the entries of a token that too many chose.
-DEV void add_crowded(Shared& shared, const GradientParams& params, u32 token, bool first, bool last) {
+// Every group of lanes sums as many entries, whatever tokens they are of. A token's sum is the group's with which its entries begin; that adds what
+// others have of it. `crowded`: the entries are some of the first token's, and nothing is stored before the last of them.
+DEV void sum_lists(Shared& shared, const GradientParams& params, const Listed& listed, bool crowded, bool first_part, bool last_part) {
+  const u32 part = threadIdx.x / (WARP / GROUPS), total = uniform(shared.begin[listed.count]);
+  const u32 end = (u32)((u64)total * (part + 1) / PARTS);
+  u32 at = (u32)((u64)total * part / PARTS), token = 0, token_end = 0;
+  for (u32 beyond = listed.count; beyond - token > 1;) {
+    const u32 middle = (token + beyond) / 2;
+    if (shared.begin[middle] <= at) token = middle;
+    else beyond = middle;
+  }
+  bool owner = crowded && total == 0 && part == 0;
   Sum sum;
   sum.clear();
-  if (!first && threadIdx.x < WARP) sum.add_spilled(shared.crowded, params.dim);
-  add_long(sum, shared, params, 0, shared.begin[1]);
-  if (threadIdx.x < ROW_LANES) sum.spill(shared.crowded, params.dim);
-  if (last && threadIdx.x < WARP) finish(sum, params, params.docs.start(doc_of_block(shared)) + token, Sum::group() == 0);
-}
-
-DEV void sum_lists(Shared& shared, const GradientParams& params, u32 first_owned, u32 owned) {
-  const u64 first_row = params.docs.start(doc_of_block(shared)) + first_owned;
-  const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  // Warp w has tokens w, w + WARPS, ...: a lane looks at one of them, and each group of lanes sums one.
-  for (u32 from = 0; from * WARPS < owned; from += WARP) {
-    const u32 mine = (from + lane) * WARPS + warp;
-    const u32 length = mine < owned ? shared.begin[mine + 1] - shared.begin[mine] : 0;
-    for (u32 left = __ballot_sync(~0u, length > 0 && length <= LONG_LIST); left;) {
-      u32 chosen = 0;
-      bool valid = false;
-      u32 shortest = ~0u, longest = 0;
-#pragma unroll
-      for (u32 g = 0; g < GROUPS; ++g) {
-        if (!left) {
-          shortest = 0;
-          break;
-        }
-        const u32 next = __ffs(left) - 1, token = (from + next) * WARPS + warp, count = shared.begin[token + 1] - shared.begin[token];
-        shortest = min_of(shortest, count), longest = max_of(longest, count);
-        if (g == Sum::group()) chosen = token, valid = true;
-        left &= left - 1;
-      }
-      Sum sum;
+#pragma unroll 1
+  while (__any_sync(~0u, at < end)) {
+    const bool active = at < end;
+    u32 to = at;
+    if (active) {
+      while (shared.begin[token + 1] <= at) ++token;
+      token_end = shared.begin[token + 1], to = min_of(token_end, end);
       sum.clear();
-      add_entries(sum, shared, params, shared.begin[chosen], valid ? shared.begin[chosen + 1] : 0, shortest, longest);
-      finish(sum, params, first_row + chosen, valid);
     }
+    add_entries(sum, shared, params, at, to, __reduce_min_sync(~0u, to - at), __reduce_max_sync(~0u, to - at));
+    const bool begun = active && shared.begin[token] < at, cut = token_end > end || crowded;
+    if (begun) sum.spill(shared.heads[part], params.dim);
+    owner |= active && !begun && cut;  // then this is the group's last one, which it keeps
+    Sum whole = sum;
+    finish(whole, params, listed, token, active && !begun && !cut);
+    at = to;
   }
-  if (!shared.any_long) return;
-  // A token that many chose keeps all warps busy.
-  for (u32 token = 0; token < owned; ++token) {
-    const u32 begin = shared.begin[token], count = shared.begin[token + 1] - begin;
-    if (count <= LONG_LIST) continue;
-    Sum sum;
-    sum.clear();
-    add_long(sum, shared, params, begin, count);
-    if (warp == 0) finish(sum, params, first_row + token, Sum::group() == 0);
+  __syncthreads();
+  if (!__any_sync(~0u, owner)) return;
+  if (owner) {
+#pragma unroll 1
+    for (u32 p = part + 1, from = end; p < PARTS && from < token_end; ++p) {
+      const u32 next = (u32)((u64)total * (p + 1) / PARTS);
+      if (next > from) sum.add_spilled(shared.heads[p], params.dim);  // else it had no entries
+      from = next;
+    }
+    if (crowded && !first_part) sum.add_spilled(shared.crowded, params.dim);
+    if (crowded && !last_part) sum.spill(shared.crowded, params.dim);
   }
+  finish(sum, params, listed, token, owner && (!crowded || last_part));
 }
 
-// On Ada and Blackwell the compiler spills at the 64 registers that four blocks of 256 threads leave each thread.
-#if __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1000
+// Blocks of a document of `size` tokens: as many as its lists take when all tokens are chosen as often, and as keep the device busy. Query tokens
+// choose as often in a short document as in a long one. `Choosers::blocks` on the host says how many any document has at most.
+DEV u32 blocks_of(const GradientParams& params, u32 size, u32 meetings) {
+  if (size == 0) return 0;
+  // A document of a list may have far fewer choosers than the one that has most.
+  const u64 places = (u64)meetings << params.splits;
+  const u32 choosing = max_of(places < params.choosing ? (u32)places : params.choosing, 1u);
+  const u32 share = max_of(min_of(min_of(size, ~0u / fill()) * fill() / choosing, OWNED), 1u);
+  return min_of(max_of(ceil_div(size, share), min_of(min_of(params.parts, ceil_div(choosing, WORTHWHILE)), size)), params.pieces);
+}
+
+// But for Hopper the compiler spills at the 64 registers that four blocks of 256 threads leave each thread.
+#if __CUDA_ARCH__ != 900
 constexpr u32 BLOCKS_PER_SM = RESIDENT > 3 ? RESIDENT - 1 : RESIDENT;
 #else
 constexpr u32 BLOCKS_PER_SM = RESIDENT;
@@ -286,43 +333,33 @@ DEV void sum_owned(const GradientParams& params) {
   u32 meetings = 1;
   if (items.pairing == Pairing::Cross) meetings = params.queries.count;
   else if (items.pairing == Pairing::List) meetings = params.meetings.starts[doc + 1] - params.meetings.starts[doc];
-  // A document of a list may have far fewer choosers than the one that `parts` is for.
-  const u64 own_parts = (((u64)meetings << params.splits) + CAPACITY / 3 * 2 - 1) / (CAPACITY / 3 * 2);
-  const u32 size = params.docs.size(doc), parts = own_parts < params.parts ? max_of((u32)own_parts, 1u) : params.parts;
-  const u32 blocks = max_of(ceil_div(size, params.owned), min_of(size, parts));
+  meetings = uniform(meetings);
+  Places places = {doc, meetings, items.pairing == Pairing::Cross && !params.queries.offsets, params.argmax, params.d_scores + doc, 0};
+  if (places.regular) places.argmax += doc * params.queries.length, places.pitch = params.queries.length * items.docs;
+  const u32 size = uniform(params.docs.size(doc)), blocks = uniform(blocks_of(params, size, meetings));
   if (piece >= blocks) return;
-  const u32 share = ceil_div(size, blocks), end = min_of(size, (piece + 1) * share);
-  const u32 steps = (u32)((((u64)meetings << params.splits) + STEP - 1) / STEP);
-
+  // The first ones have one token more.
+  const u32 share = size / blocks, more = size - share * blocks, begin = uniform(piece * share + min_of(piece, more));
+  const u32 end = uniform(begin + share + (piece < more ? 1 : 0)), steps = (u32)((((u64)meetings << params.splits) + STEP - 1) / STEP);
+  const u32 sure = capacity() / STEP;  // so many steps fit whatever they chose
   // As many tokens at once as can be listed; of one that too many chose, as many steps.
-  if (threadIdx.x == 0) {
-    if constexpr (NEIGHBOURS) shared.doc = doc;
-    shared.crowded_step = NOT_CROWDED;
-  }
-  __syncthreads();
 #pragma unroll 1
-  for (u32 first = piece * share, width = share; first < end;) {
-    width = min_of(width, end - first);
-    const bool crowded = shared.crowded_step != NOT_CROWDED;
-    const u32 from = crowded ? shared.crowded_step : 0, to = crowded ? min_of(steps, from + SURE_STEPS) : steps;
-    if (!sort(shared, params, meetings, first, width, from, to)) {
-      if (width == 1 && threadIdx.x == 0) shared.crowded_step = 0;
-      __syncthreads();
-      width = ceil_div(width, 2);
+  for (u32 first = begin, step = NOT_CROWDED; first < end;) {
+    const bool crowded = step != NOT_CROWDED;
+    const u32 from = crowded ? step : 0, to = crowded && steps - step > sure ? step + sure : steps;
+    const Steps own = steps_of_warp(from, to);
+    Choices held;
+    const u32 fit = count_lists(shared, params, places, held, first, crowded ? 1 : end - first, own);
+    if (fit == 0) {
+      step = 0;
       continue;
     }
-    const u32 step = shared.crowded_step, next = step + SURE_STEPS;
-    if (step == NOT_CROWDED) {
-      store_zeros(shared, params, first, width);
-      sum_lists(shared, params, first, width);
-      first += width;
-      if (shared.begin[OWNED] <= CAPACITY / 4) width *= 2;  // it was a crowded token that had made it small
-    } else {
-      add_crowded(shared, params, first, step == 0, next >= steps);
-      if (threadIdx.x == 0) shared.crowded_step = next < steps ? next : NOT_CROWDED;
-      first += next < steps ? 0 : 1;
-    }
-    __syncthreads();
+    const Listed listed = {doc, first, fit};
+    if (!crowded) store_zeros(shared, params, listed);
+    fill_lists(shared, params, places, held, first, fit, own);
+    sum_lists(shared, params, listed, crowded, from == 0, to == steps);
+    step = crowded && to < steps ? to : NOT_CROWDED;
+    if (step == NOT_CROWDED) first += fit;
   }
 }
 

@@ -30,7 +30,7 @@ struct GradientParams {
   u32 splits;             // queries: of the documents that one meets; documents: log2 of the places that a meeting has for its query's tokens
   u32 behind_queries;     // documents: nonzero when the launch before this one is of the queries' gradient, which it need not wait for
   u32 sharers;            // queries: warps of a block that sum one token, each over its share of the documents; a power of 2
-  u32 owned;              // documents: tokens of a block, at most
-  u32 parts;              // documents: blocks of each one at least, or as many as it has tokens
-  u32 pieces;             // documents: blocks of the longest one
+  u32 choosing;           // documents: query tokens that may choose in one, the most of any
+  u32 parts;              // documents: blocks of each one that keep the device busy
+  u32 pieces;             // documents: blocks of the one that has most
 };

@@ -62,11 +62,13 @@ template <class E, class Access, u32 LANES, u32 SLICES> struct RowSum {
   static DEV u32 group() { return threadIdx.x % WARP / LANES; }
 
   // Nothing of a row that is not `valid`, whatever its weight.
-  DEV void add(const Storage* row, float weight, u32 dim, bool valid = true) {
+  DEV void add(const Storage* row, float weight, u32 dim, bool valid = true) { add_from(row + column(0), weight, dim, valid); }
+  // `at`: this lane's first element of the row.
+  DEV void add_from(const Storage* at, float weight, u32 dim, bool valid = true) {
 #pragma unroll
     for (u32 s = 0; s < SLICES; ++s) {
       float x[SIZE];
-      Access::load(x, row + column(s), valid && column(s) < dim);
+      Access::load(x, at + s * LANES * SIZE, valid && column(s) < dim);
 #pragma unroll
       for (u32 i = 0; i < SIZE; ++i) sum[s][i] = fmaf(valid ? weight : 0.f, x[i], sum[s][i]);
     }

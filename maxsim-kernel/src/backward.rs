@@ -112,7 +112,7 @@ impl Backward {
             splits: splits as u32,
             behind_queries: u32::from(side == 1 && wants_queries),
             sharers: sharers as u32,
-            owned: 0,
+            choosing: 0,
             parts: 0,
             pieces: 0,
         };
@@ -151,7 +151,7 @@ impl Backward {
         if wants_docs {
             let params = params(1, places_log2(longest_query) as usize, 1);
             // SAFETY: as above.
-            unsafe { kernels.docs.launch(gpu, problem.docs.count(), problem.docs.longest(), tokens, &params) }?;
+            unsafe { kernels.docs.launch(gpu, &problem.docs, tokens, &params) }?;
         }
         Ok(())
     }

@@ -133,7 +133,6 @@ pub(crate) fn backward_queries(dtype: DType, access: RowAccess, docs: bool) -> V
 pub(crate) fn backward_docs(dtype: DType, access: RowAccess, choosers: Choosers) -> Variant {
     let mut defines = row_defines(dtype, access);
     defines.push(("OWNED", format!("{}u", choosers.owned())));
-    defines.push(("CAPACITY", format!("{}u", choosers.capacity())));
     defines.push(("BLOCK_WARPS", choosers.warps().to_string()));
     defines.push(("NEIGHBOURS", flag(choosers == Choosers::Few)));
     defines.push(("RESIDENT", choosers.resident(dtype, access).to_string()));

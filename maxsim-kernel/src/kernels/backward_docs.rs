@@ -4,15 +4,28 @@ use kernel_core::{DType, Gpu, Kernel, LaunchConfig};
 
 use super::{GradientParams, load, overlapped};
 use crate::error::Result;
+use crate::problem::Spans;
 use crate::programs;
 use crate::rows::RowAccess;
 
-/// Blocks for each SM from which on they are as large as may be.
+/// Blocks for each SM that keep it busy; with more, choices are only read more often.
 const BLOCKS_PER_SM: usize = 2;
+
+/// Entries for which a block is not too short (`WORTHWHILE` of the kernel).
+const WORTHWHILE: usize = 256;
+
+/// `STEP` and `Entry` of the kernel.
+const STEP: usize = 128;
+const ENTRY_BYTES: usize = 8;
+/// Query tokens that are few, and entries of a list that is not too short for more.
+const MOST_FEW: usize = 512;
+const LEAST_CAPACITY: usize = 2048;
+/// Of an SM's shared memory, for each block.
+const RESERVED_BYTES: usize = 1024;
 
 /// Blocks of a row of the grid, and rows, at most.
 const MOST_BLOCKS: usize = i32::MAX as usize;
-const MOST_PARTS: usize = u16::MAX as usize;
+const MOST_PIECES: usize = u16::MAX as usize;
 
 /// How many query tokens may choose in one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,31 +37,19 @@ pub(crate) enum Choosers {
 }
 
 /// Places that the kernel can walk through for one document: it counts steps of 128 in 32 bits, and looks fewer ahead than its lists are long.
-pub(crate) const MOST_PLACES: usize = (u32::MAX as usize - 3072) * 128;
+pub(crate) const MOST_PLACES: usize = (u32::MAX as usize - 5120) * 128;
 
 impl Choosers {
     pub(crate) const ALL: [Self; 2] = [Self::Few, Self::Many];
 
-    /// Entries that a block can list at once.
-    pub(crate) fn capacity(self) -> usize {
-        if self == Self::Few { 512 } else { 3072 }
-    }
-
     /// `places`: of the query tokens that meet a document, as [`places_log2`] counts them. Lists of few never overflow.
     pub(crate) fn of_places(places: usize) -> Self {
-        if places <= Self::Few.capacity() { Self::Few } else { Self::Many }
-    }
-
-    /// Blocks of a document at least, or as many as it has tokens: query tokens choose as often in a short one as in a long one, and what does not
-    /// fit a block's list has to be read again. A list is filled by two thirds when all tokens are chosen as often.
-    /// `tokens`: the query tokens that may choose in it.
-    pub(crate) fn parts(self, tokens: usize) -> usize {
-        if self == Self::Few { 1 } else { tokens.div_ceil(self.capacity() / 3 * 2).clamp(1, MOST_PARTS) }
+        if places <= MOST_FEW { Self::Few } else { Self::Many }
     }
 
     /// Document tokens that a block may own.
     pub(crate) fn owned(self) -> usize {
-        if self == Self::Few { 128 } else { 64 }
+        if self == Self::Few { 128 } else { 256 }
     }
 
     /// Warps of a block.
@@ -68,6 +69,53 @@ impl Choosers {
     }
 }
 
+/// How documents are cut into blocks, which list so many entries at once.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    choosers: Choosers,
+    capacity: usize,
+}
+
+impl Cut {
+    /// Lists as long as leave an SM of `sm_bytes` of shared memory room for `resident` blocks, which need `fixed` bytes for all else, but no shorter
+    /// than is worth a pass.
+    fn new(choosers: Choosers, sm_bytes: usize, resident: usize, fixed: usize) -> Self {
+        let room = (sm_bytes / resident).saturating_sub(RESERVED_BYTES + fixed) / ENTRY_BYTES;
+        let many = (room / STEP * STEP).max(LEAST_CAPACITY);
+        Self { choosers, capacity: if choosers == Choosers::Few { MOST_FEW } else { many } }
+    }
+
+    /// Entries of a list when all tokens are chosen as often: some are chosen more often (`fill` of the kernel). Those of few never overflow.
+    fn fill(self) -> usize {
+        if self.choosers == Choosers::Few { self.capacity } else { self.capacity / 16 * 15 }
+    }
+
+    /// Blocks of each of `docs` documents of which the device has `enough`. `choosing`: see [`Self::blocks`].
+    fn parts(self, docs: usize, choosing: usize, enough: usize) -> usize {
+        let worthwhile = choosing.div_ceil(WORTHWHILE).clamp(1, MOST_PIECES);
+        if self.choosers == Choosers::Few { 1 } else { (enough / docs.max(1)).clamp(1, worthwhile) }
+    }
+
+    /// Blocks of a document of `size` tokens in which `choosing` query tokens may choose (`blocks_of` of the kernel): as many as its lists take
+    /// when all tokens are chosen as often, and `parts` to keep the device busy. Query tokens choose as often in a short document as in a long one.
+    fn blocks(self, size: usize, choosing: usize, parts: usize) -> usize {
+        let share = size.saturating_mul(self.fill()) / choosing.max(1);
+        size.div_ceil(share.clamp(1, self.choosers.owned())).max(parts.min(size))
+    }
+
+    /// Blocks of the document that has most.
+    fn pieces(self, docs: &Spans, choosing: usize, parts: usize) -> usize {
+        let longest = docs.longest();
+        let least = longest.div_ceil(self.choosers.owned());
+        let most = match docs {
+            Spans::Padded { .. } => self.blocks(longest, choosing, parts),
+            // A share is rounded down, to more than half.
+            Spans::Packed(_) => least.max(choosing.div_ceil(self.fill()).saturating_mul(2).max(parts).min(longest)),
+        };
+        most.clamp(1, least.max(MOST_PIECES))
+    }
+}
+
 /// The kernel reads the choices of a meeting in places, of which a query has a power of two, at least 4: its logarithm.
 pub(crate) fn places_log2(longest_query: usize) -> u32 {
     longest_query.next_power_of_two().max(4).ilog2()
@@ -75,50 +123,44 @@ pub(crate) fn places_log2(longest_query: usize) -> u32 {
 
 pub(crate) struct BackwardDocs {
     kernel: Kernel,
-    choosers: Choosers,
+    cut: Cut,
     shared_bytes: u32,
 }
 
 impl BackwardDocs {
     pub(crate) fn new(gpu: &Gpu, dtype: DType, access: RowAccess, choosers: Choosers) -> Result<Self> {
         let kernel = load(gpu, &programs::backward_docs(dtype, access, choosers))?;
-        // `Shared` of the kernel: entries, marks and order; counts, begin, warp totals, four words; parts and one sum.
-        let (owned, warps, width) = (choosers.owned(), choosers.warps(), access.width(dtype));
-        let words = 3 * choosers.capacity() + warps * owned + owned + 1 + warps + 4 + (warps + 1) * width;
-        Ok(Self { kernel, choosers, shared_bytes: words as u32 * 4 })
+        let (fixed, sm_bytes) = (fixed_bytes(dtype, access, choosers), gpu.info().shared_bytes_optin + RESERVED_BYTES);
+        let cut = Cut::new(choosers, sm_bytes, choosers.resident(dtype, access), fixed);
+        Ok(Self { kernel, cut, shared_bytes: (fixed + cut.capacity * ENTRY_BYTES) as u32 })
     }
 
-    /// `docs`, of which the longest has `longest` tokens. `choosing`: query tokens that may choose in one document.
+    /// `choosing`: query tokens that may choose in one document.
     ///
     /// # Safety
     /// The addresses in `params` must be live memory of the sizes that the problem says.
     pub(crate) unsafe fn launch(
         &self,
         gpu: &Gpu,
-        docs: usize,
-        longest: usize,
+        docs: &Spans,
         choosing: usize,
         params: &GradientParams,
     ) -> Result<()> {
-        let most = self.choosers.owned();
-        // Fewer tokens a block where the device would not be busy; below 32 all that blocks do alike would show.
-        let enough = BLOCKS_PER_SM * gpu.info().sm_count as usize;
-        let owned =
-            if self.choosers == Choosers::Many && docs * longest.div_ceil(most) < enough { most / 2 } else { most };
-        let parts = self.choosers.parts(choosing);
-        let pieces = longest.div_ceil(owned).max(parts.min(longest)).max(1);
-        let few = self.choosers == Choosers::Few;
-        let params = GradientParams { owned: owned as u32, parts: parts as u32, pieces: pieces as u32, ..*params };
-        let per_row = docs.min(MOST_BLOCKS / pieces).max(1);
+        let (choosers, count) = (self.cut.choosers, docs.count());
+        let parts = self.cut.parts(count, choosing, BLOCKS_PER_SM * gpu.info().sm_count as usize);
+        let pieces = self.cut.pieces(docs, choosing, parts);
+        let choosing = u32::try_from(choosing).unwrap_or(u32::MAX);
+        let params = GradientParams { choosing, parts: parts as u32, pieces: pieces as u32, ..*params };
+        let per_row = count.min(MOST_BLOCKS / pieces).max(1);
         let config = overlapped(
             gpu.info(),
             LaunchConfig {
-                grid: if few {
-                    [(pieces * per_row) as u32, docs.div_ceil(per_row) as u32, 1]
+                grid: if choosers == Choosers::Few {
+                    [(pieces * per_row) as u32, count.div_ceil(per_row) as u32, 1]
                 } else {
-                    [docs as u32, pieces as u32, 1]
+                    [count as u32, pieces as u32, 1]
                 },
-                ..LaunchConfig::linear(1, self.choosers.warps() as u32 * 32).with_shared(self.shared_bytes)
+                ..LaunchConfig::linear(1, choosers.warps() as u32 * 32).with_shared(self.shared_bytes)
             },
         );
         // SAFETY: the argument matches the kernel's parameter; the memory is the caller's promise.
@@ -126,16 +168,68 @@ impl BackwardDocs {
     }
 }
 
+/// `Shared` of the kernel: counts, begin, warp totals; heads and one sum; whole 16 bytes.
+fn fixed_bytes(dtype: DType, access: RowAccess, choosers: Choosers) -> usize {
+    let (owned, warps, width) = (choosers.owned(), choosers.warps(), access.width(dtype));
+    let heads = warps * 32 / access.lanes;
+    (4 * (warps * owned + owned + 1 + warps + (heads + 1) * width)).next_multiple_of(16)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::h200;
+
+    fn cut(choosers: Choosers) -> Cut {
+        let access = RowAccess::choose(DType::Bf16, 128, true);
+        let fixed = fixed_bytes(DType::Bf16, access, choosers);
+        let resident = choosers.resident(DType::Bf16, access);
+        Cut::new(choosers, h200().shared_bytes_optin + RESERVED_BYTES, resident, fixed)
+    }
 
     #[test]
     fn lists_of_evenly_chosen_tokens_fit() {
-        assert_eq!([1, 512].map(|tokens| Choosers::of_places(tokens).parts(tokens)), [1, 1]);
-        assert_eq!(
-            [513, 2048, 2049, 8192, MOST_PLACES].map(|tokens| Choosers::Many.parts(tokens)),
-            [1, 1, 2, 4, MOST_PARTS]
-        );
+        for choosers in Choosers::ALL {
+            let cut = cut(choosers);
+            for choosing in [1usize, 32, 512, 513, 4096, 8192, 32_768, 1_000_000] {
+                if choosers == Choosers::Few && choosing > MOST_FEW {
+                    continue;
+                }
+                for size in (1..600).chain([1024, 5000, 32_768]) {
+                    let blocks = cut.blocks(size, choosing, 1);
+                    let share = size.div_ceil(blocks);
+                    assert!((1..=size).contains(&blocks) && share <= choosers.owned());
+                    assert!(share == 1 || share * choosing <= cut.fill() * size, "{size} {choosing} {blocks}");
+                    for parts in [1, 8] {
+                        let most = cut.pieces(&Spans::of_lengths([size, 1]), choosing, parts);
+                        let mut all = (1..=size).step_by(1 + size / 50);
+                        assert!(all.all(|size| cut.blocks(size, choosing, parts) <= most), "{size}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_keep_a_device_busy() {
+        let many = cut(Choosers::Many);
+        assert_eq!(many.capacity, 4864);
+        let blocks = |docs: usize, size, choosing| {
+            many.pieces(&Spans::padded(docs, size), choosing, many.parts(docs, choosing, 264))
+        };
+        assert_eq!([blocks(256, 300, 8192), blocks(128, 300, 4096), blocks(64, 1024, 2048)], [2, 2, 4]);
+        assert_eq!([blocks(1000, 20, 1024), blocks(1, 3, 1 << 20), blocks(64, 17, 32_768)], [1, 3, 9]);
+        assert_eq!(cut(Choosers::Few).pieces(&Spans::padded(4096, 1024), 32, 1), 8);
+    }
+
+    #[test]
+    fn blocks_fit_small_devices() {
+        for dtype in [DType::F32, DType::Bf16] {
+            for (access, choosers) in RowAccess::all(dtype).into_iter().zip(Choosers::ALL.into_iter().cycle()) {
+                let fixed = fixed_bytes(dtype, access, choosers);
+                let cut = Cut::new(choosers, 100 << 10, choosers.resident(dtype, access), fixed);
+                assert!(fixed + cut.capacity * ENTRY_BYTES <= 99 << 10, "{access:?}");
+            }
+        }
     }
 }

@@ -89,7 +89,7 @@ pub(crate) struct GradientParams {
     pub(crate) splits: u32,
     pub(crate) behind_queries: u32,
     pub(crate) sharers: u32,
-    pub(crate) owned: u32,
+    pub(crate) choosing: u32,
     pub(crate) parts: u32,
     pub(crate) pieces: u32,
 }

@@ -79,6 +79,7 @@ pub(crate) fn problems(quick: bool, only: &[usize]) -> Vec<BenchProblem> {
     let variants = [
         BenchProblem::new(Op::Score, Layout::HalfEmpty, BATCH),
         BenchProblem { normalize: true, ..BenchProblem::new(Op::Score, Layout::All, BATCH) },
+        BenchProblem::new(Op::ScoreStep, Layout::HalfEmpty, BATCH),
     ];
     let scores: &[[usize; 5]] = if quick { &QUICK } else { &SCORES };
     let steps: &[[usize; 5]] = if quick { &QUICK[1..] } else { &STEPS };
@@ -162,7 +163,7 @@ mod tests {
     #[test]
     fn problems_cover_the_shapes_and_can_be_limited() {
         let all = problems(false, &[]);
-        assert_eq!(all.len(), 20);
+        assert_eq!(all.len(), 21);
         assert!(problems(false, &[256]).iter().all(|p| p.queries == 256));
         assert!(problems(true, &[]).len() < 5);
     }
