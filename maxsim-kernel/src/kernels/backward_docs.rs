@@ -8,8 +8,9 @@ use crate::problem::Spans;
 use crate::programs;
 use crate::rows::RowAccess;
 
-/// Blocks for each SM that keep it busy; with more, choices are only read more often.
-const BLOCKS_PER_SM: usize = 2;
+/// Blocks for each SM that keep it busy: with fewer, those that begin beside the queries' last ones crowd on some SMs; with more, choices are only
+/// read more often.
+const BLOCKS_PER_SM: usize = 4;
 
 /// Entries for which a block is not too short (`WORTHWHILE` of the kernel).
 const WORTHWHILE: usize = 256;
@@ -215,9 +216,9 @@ mod tests {
         let many = cut(Choosers::Many);
         assert_eq!(many.capacity, 4864);
         let blocks = |docs: usize, size, choosing| {
-            many.pieces(&Spans::padded(docs, size), choosing, many.parts(docs, choosing, 264))
+            many.pieces(&Spans::padded(docs, size), choosing, many.parts(docs, choosing, BLOCKS_PER_SM * 132))
         };
-        assert_eq!([blocks(256, 300, 8192), blocks(128, 300, 4096), blocks(64, 1024, 2048)], [2, 2, 4]);
+        assert_eq!([blocks(256, 300, 8192), blocks(128, 300, 4096), blocks(64, 1024, 2048)], [2, 4, 8]);
         assert_eq!([blocks(1000, 20, 1024), blocks(1, 3, 1 << 20), blocks(64, 17, 32_768)], [1, 3, 9]);
         assert_eq!(cut(Choosers::Few).pieces(&Spans::padded(4096, 1024), 32, 1), 8);
     }
