@@ -7,7 +7,7 @@ use kernel_core::sm90::{GemmShape, MatrixAt, launch_config};
 use kernel_core::{Arch, Error, MapType, Program, Result, TensorMap};
 
 use self::Elements::{Bf16, E4M3, S8, U8ByS8};
-use crate::support::{gpu, noise, skip};
+use crate::support::{gpu, noise, say, skip};
 
 static MAINLOOP: Program = Program {
     name: "kernel-core-tests-mainloop",
@@ -219,7 +219,7 @@ fn every_form_compiles_without_a_gpu() {
 fn every_form_multiplies_exactly() {
     let Some(gpu) = gpu() else { return };
     if gpu.info().compute_capability != (9, 0) {
-        return eprintln!("skipped: needs compute capability 9.0, found {:?}", gpu.info().compute_capability);
+        return say(&format!("skipped: needs compute capability 9.0, found {:?}", gpu.info().compute_capability));
     }
     // Edges in all directions; with four blocks each has several tiles, and the ring goes round.
     let (m, n, k) = (700, 600, 1100);

@@ -1,5 +1,7 @@
 //! What all GPU tests share.
 
+use std::io::Write;
+
 use kernel_core::Gpu;
 use kernel_core::cudarc::driver::CudaContext;
 
@@ -10,7 +12,13 @@ fn required() -> bool {
 /// Says why a check does not run, or fails when a GPU is required.
 pub(crate) fn skip(reason: &str) {
     assert!(!required(), "KERNELS_REQUIRE_GPU=1, but: {reason}");
-    eprintln!("skipped: {reason}");
+    say(&format!("skipped: {reason}"));
+}
+
+/// To stderr itself: `eprintln` is kept by the test harness when a test passes.
+pub(crate) fn say(line: &str) {
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    std::io::stderr().write_all(format!("{test}: {line}\n").as_bytes()).expect("writing to stderr");
 }
 
 /// The first GPU with a stream of its own, or a printed reason.
@@ -29,7 +37,7 @@ pub(crate) fn hopper() -> Option<Gpu> {
     let gpu = gpu()?;
     if gpu.info().compute_capability < (9, 0) {
         // Not a missing GPU, so not a failure either.
-        eprintln!("skipped: needs compute capability 9.0, found {:?}", gpu.info().compute_capability);
+        say(&format!("skipped: needs compute capability 9.0, found {:?}", gpu.info().compute_capability));
         return None;
     }
     Some(gpu)

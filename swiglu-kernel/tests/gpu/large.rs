@@ -5,7 +5,7 @@ use swiglu_kernel::{
     DType, Gradients, Inputs, MatrixView, MatrixViewMut, Options, Plan, Preactivations, Problem, Route, Weights,
 };
 
-use crate::support::{error, gpu, noise};
+use crate::support::{error, gpu, noise, say};
 
 /// No divisor of a tile or a chunk of rows.
 const PERIOD: usize = 600;
@@ -20,7 +20,7 @@ fn rows_beyond_two_to_the_31_elements() {
     let needed = ROWS * (2 * INPUTS + 4 * OUTPUTS) * 2;
     let (free, _) = gpu.memory_info().expect("memory");
     if free < needed + (2 << 30) {
-        eprintln!("skipped: needs {needed} bytes of device memory, {free} are free");
+        say(&format!("skipped: needs {needed} bytes of device memory, {free} are free"));
         return;
     }
     let period = noise::<bf16>(PERIOD * INPUTS, 1, 1.0);

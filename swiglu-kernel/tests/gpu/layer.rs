@@ -5,7 +5,7 @@ use swiglu_kernel::kernel_core::half;
 use swiglu_kernel::{DType, Gate, Layout, Mode, Options, Order, Route, workspace_bytes};
 
 use crate::case::{Case, check, check_against_pass, check_weight_gradient};
-use crate::support::gpu;
+use crate::support::{gpu, say};
 
 const PLAIN: Case = Case {
     size: [200, 136, 72],
@@ -23,7 +23,7 @@ fn every_layout_and_gate_on_every_route() {
     let hopper = gpu.info().arch().has_wgmma();
     for route in [Route::Fused, Route::Decode, Route::PortableDecode, Route::Portable] {
         if route == Route::Fused && !hopper {
-            eprintln!("skipped: the route fused needs sm_90a, found {}", gpu.info().arch());
+            say(&format!("skipped: the route fused needs sm_90a, found {}", gpu.info().arch()));
             continue;
         }
         let decodes = matches!(route, Route::Decode | Route::PortableDecode);

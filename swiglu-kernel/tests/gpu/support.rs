@@ -1,5 +1,7 @@
 //! What all GPU tests share.
 
+use std::io::Write;
+
 use kernel_core::cudarc::driver::CudaSlice;
 use swiglu_kernel::kernel_core::{self, Element};
 use swiglu_kernel::{Gpu, MatrixView, MatrixViewMut};
@@ -19,13 +21,19 @@ fn required() -> bool {
     std::env::var("KERNELS_REQUIRE_GPU").is_ok_and(|value| value == "1")
 }
 
+/// To stderr itself: `eprintln` is kept by the test harness when a test passes.
+pub(crate) fn say(line: &str) {
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    std::io::stderr().write_all(format!("{test}: {line}\n").as_bytes()).expect("writing to stderr");
+}
+
 /// The first GPU with a stream of its own, or a printed reason.
 pub(crate) fn gpu() -> Option<Gpu> {
     match Gpu::new(0) {
         Ok(gpu) => Some(gpu.fork().expect("a new stream")),
         Err(error) => {
             assert!(!required(), "KERNELS_REQUIRE_GPU=1, but: no GPU ({error})");
-            eprintln!("skipped: no GPU ({error})");
+            say(&format!("skipped: no GPU ({error})"));
             None
         }
     }

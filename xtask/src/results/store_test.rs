@@ -1,6 +1,7 @@
 use super::testing::{bench_file, bench_row, parity_file, parity_row};
 use super::*;
 use std::fs;
+use std::io::Write;
 
 #[test]
 fn a_partial_run_replaces_only_its_own_rows() {
@@ -94,17 +95,22 @@ fn old_sources_are_told() {
     assert!(lines[0].contains("bench of siglip on NVIDIA H200") && lines[0].contains("0123456789abcdef"), "{lines:?}");
 }
 
-/// Says loudly when a committed result was measured on other sources than today's; only a new run on that card can mend it.
+/// Says loudly when a committed result was measured on other sources than today's, which only a new run on that card can mend; a result that failed may not be
+/// committed at all.
 #[test]
 fn committed_results_are_of_todays_sources() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../results");
     let parity: Vec<ParityFile> = load_all(&folder).unwrap();
     let bench: Vec<BenchFile> = load_all(&folder).unwrap();
     let lines: Vec<String> = parity.iter().flat_map(stale).chain(bench.iter().flat_map(stale)).collect();
+    // To stderr itself: `eprintln` is kept by the test harness when a test passes.
+    let say = |line: &str| writeln!(std::io::stderr(), "WARNING: {line}").unwrap();
     for line in &lines {
-        eprintln!("WARNING: STALE RESULTS: {line}");
+        say(&format!("STALE RESULTS: {line}"));
     }
     if parity.is_empty() && bench.is_empty() {
-        eprintln!("WARNING: no results files are committed");
+        say("no results files are committed");
     }
+    let failed: Vec<_> = parity.iter().flat_map(|file| &file.rows).filter(|row| !row.passed).collect();
+    assert!(failed.is_empty(), "committed results that failed: {failed:?}");
 }
