@@ -1,6 +1,7 @@
 //! The same bits on every run: call after call, plan after plan, replayed from a graph, and beside another thread.
 
 use siglip_kernel::cpu::Element;
+use siglip_kernel::kernel_core::cudarc::driver::CudaGraph;
 use siglip_kernel::kernel_core::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use siglip_kernel::{Chunk, Gpu, Options, Plan, Positives, workspace_bytes};
 
@@ -85,7 +86,17 @@ fn threads<T: Element>() {
     }
 }
 
-/// A captured step gives the bits of a step that is called, on whatever the memory holds at replay.
+/// What `queue` queues, as a graph.
+fn capture(gpu: &Gpu, queue: impl FnOnce() -> siglip_kernel::Result<()>) -> CudaGraph {
+    gpu.synchronize().unwrap();
+    gpu.stream().begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    let queued = queue();
+    let graph = gpu.stream().end_capture(CUgraphInstantiate_flags(0)).unwrap();
+    queued.unwrap();
+    graph.expect("a graph")
+}
+
+/// A captured loss and a captured step give the bits of calls, on whatever the memory holds at replay.
 fn graphs<T: Element>() {
     let Some(gpu) = gpu_without_events() else { return };
     for route in routes::<T>(&gpu) {
@@ -94,16 +105,11 @@ fn graphs<T: Element>() {
         let mut plan = plan::<T>(&gpu, &case);
         let mut device = Device::new(&gpu, case, &hosts[0]);
         let eager = hosts.clone().map(|host| Device::new(&gpu, case, &host).run(&gpu, &mut plan, &host).unwrap());
-        // Outside of the capture first: the driver loads code when it first runs, and the plan meets this memory.
+        // Outside of the captures first: the driver loads code when it first runs, and the plan meets this memory.
+        device.forward(&mut plan).unwrap();
         device.step(&mut plan).unwrap();
-        gpu.synchronize().unwrap();
-
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        gpu.stream().begin_capture(mode).unwrap();
-        let queued = device.step(&mut plan);
-        let graph = gpu.stream().end_capture(CUgraphInstantiate_flags(0)).unwrap();
-        queued.unwrap();
-        let graph = graph.expect("a graph");
+        let forward = capture(&gpu, || device.forward(&mut plan));
+        let step = capture(&gpu, || device.step(&mut plan));
 
         for (host, eager) in hosts.iter().zip(&eager) {
             let stream = gpu.stream();
@@ -115,9 +121,12 @@ fn graphs<T: Element>() {
                 for scalar in [&mut device.loss, &mut device.d_log_temp, &mut device.d_bias] {
                     stream.memcpy_htod(&[f32::NAN], scalar).unwrap();
                 }
-                graph.launch().unwrap();
+                forward.launch().unwrap();
+                let loss = gpu.download(&device.loss).unwrap()[0];
+                stream.memcpy_htod(&[f32::NAN], &mut device.loss).unwrap();
+                step.launch().unwrap();
                 let found = Step {
-                    forward: eager.forward,
+                    forward: loss,
                     loss: gpu.download(&device.loss).unwrap()[0],
                     d_img: gpu.download(&device.d_img).unwrap(),
                     d_txt: gpu.download(&device.d_txt).unwrap(),
