@@ -155,7 +155,9 @@ fn each_text<T: Element>(
             tokens.rows() - rows.len()
         };
         for (index, (target, source)) in rows.into_iter().zip(sums.chunks_mut(dim)).enumerate() {
-            if normalize && text < tokens.count() && tokens.keeps(first + index) {
+            // What a token holds that no other chose must not reach its gradient through its norm.
+            let chosen = source.iter().any(|sum| *sum != 0.0);
+            if normalize && chosen && text < tokens.count() && tokens.keeps(first + index) {
                 tokens.widen(first + index, scratch);
                 through_norm(scratch, source);
             }
