@@ -1,15 +1,15 @@
-//! The GPU kernels against reference-cpu. Without a GPU every test says that it checked nothing.
+//! Scores, choices and gradients against reference-cpu.
 
-mod common;
-
-use common::{Case, Numbers, gpu, run_exact, run_near};
 use maxsim_kernel::kernel_core::half::{bf16, f16};
-use maxsim_kernel::{BackwardRoute, Options, Pairing, Route, Spans};
+use maxsim_kernel::{BackwardRoute, Gpu, Inputs, MatrixView, Options, Pairing, Plan, Route, Spans, VectorViewMut};
 
-const ROUTES: [Route; 2] = [Route::Auto, Route::Portable];
+use crate::case::{Case, Data, Number, Numbers, assert_same, run_exact, run_near, to};
+use crate::support::gpu;
+
+pub(crate) const ROUTES: [Route; 2] = [Route::Auto, Route::Portable];
 
 /// One case of each layout.
-fn layouts() -> Vec<Case> {
+pub(crate) fn layouts() -> Vec<Case> {
     let case = |queries, docs, pairing| Case { queries, docs, pairing, dim: 32, ..Case::default() };
     vec![
         case(Spans::padded(7, 32), Spans::padded(5, 45), Pairing::Cross),
@@ -132,6 +132,35 @@ fn documents_streamed_past_few_query_rows_are_exact() {
     }
 }
 
+/// Rows of queries and of documents with so many elements of NaN behind each.
+fn run_with_gaps<T: Number>(gpu: &Gpu, route: Route, gaps: [usize; 2], queries: &Spans, docs: &Spans) {
+    let (dim, options) = (64, Options { route, ..Options::default() });
+    let case = Case { queries: queries.clone(), docs: docs.clone(), dim, options, ..Case::default() };
+    let data = Data::<T>::new(&case);
+    let expected = data.on_host();
+    let strides = gaps.map(|gap| dim + gap);
+    let spread = |tokens: &[T], gap: usize| {
+        let rows = tokens.chunks(dim).flat_map(|row| row.iter().copied().chain(vec![to(f32::NAN); gap]));
+        gpu.upload(&rows.collect::<Vec<_>>()).unwrap()
+    };
+    let (queries, docs) = (spread(&data.queries, gaps[0]), spread(&data.docs, gaps[1]));
+    let mut plan = Plan::new(gpu, data.problem.clone(), options).unwrap();
+    let inputs = Inputs {
+        queries: MatrixView::with_row_stride("queries", &queries, [data.problem.queries.rows(), dim], strides[0])
+            .unwrap(),
+        docs: MatrixView::with_row_stride("docs", &docs, [data.problem.docs.rows(), dim], strides[1]).unwrap(),
+        query_mask: None,
+        doc_mask: None,
+    };
+    let mut scores = gpu.upload(&vec![f32::NAN; data.problem.scores()]).unwrap();
+    let mut choices = gpu.upload(&vec![-7i32; data.problem.argmaxes()]).unwrap();
+    let mut scores_view = VectorViewMut::new("scores", &mut scores, [data.problem.scores()]).unwrap();
+    let mut argmax = VectorViewMut::new("argmax", &mut choices, [data.problem.argmaxes()]).unwrap();
+    plan.forward(&inputs, &mut scores_view, Some(&mut argmax)).unwrap();
+    assert_same("scores", &gpu.download(&scores).unwrap(), &expected.scores, &case);
+    assert_same("argmax", &gpu.download(&choices).unwrap(), &expected.argmax, &case);
+}
+
 /// Rows that begin anywhere: the same choices and, small integers being exact, the same scores as from aligned ones.
 #[test]
 fn rows_of_any_alignment_score_alike() {
@@ -139,8 +168,8 @@ fn rows_of_any_alignment_score_alike() {
     for queries in [Spans::padded(1, 20), Spans::padded(5, 33), Spans::padded(2, 150)] {
         // The last: dense documents are streamed past query rows with gaps.
         for (route, gaps) in [(Route::Portable, [1, 1]), (Route::Auto, [8, 8]), (Route::Auto, [8, 0])] {
-            common::run_with_gaps::<bf16>(&gpu, route, gaps, &queries, &Spans::of_lengths([70, 0, 300, 9]));
-            common::run_with_gaps::<f16>(&gpu, route, gaps, &queries, &Spans::padded(600, 5));
+            run_with_gaps::<bf16>(&gpu, route, gaps, &queries, &Spans::of_lengths([70, 0, 300, 9]));
+            run_with_gaps::<f16>(&gpu, route, gaps, &queries, &Spans::padded(600, 5));
         }
     }
 }
@@ -249,26 +278,4 @@ fn choices_far_into_a_document_are_exact() {
         };
         run_near::<bf16>(&gpu, &case);
     }
-}
-
-#[test]
-fn what_is_not_finite_reaches_the_scores_it_touches_and_no_other() {
-    let Some(gpu) = gpu() else { return };
-    for route in ROUTES {
-        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            common::run_not_finite::<bf16>(&gpu, route, value);
-            common::run_not_finite::<f32>(&gpu, route, value);
-        }
-    }
-}
-
-/// Ties, NaN scores, empty documents, more wanted than there are, several runs, and the same corpus from host memory.
-#[test]
-fn top_k_ranks_as_the_scores_do() {
-    let Some(gpu) = gpu() else { return };
-    common::run_top_k(&gpu, 3, Spans::of_lengths((0..900).map(|i| i % 7)), 10);
-    common::run_top_k(&gpu, 1, Spans::padded(5000, 4), 1024);
-    common::run_top_k(&gpu, 2, Spans::of_lengths([0, 3, 0, 1, 0, 0]), 50);
-    // 300 MB of documents: more than one run.
-    common::run_top_k(&gpu, 2, Spans::padded(18_000, 130), 25);
 }
