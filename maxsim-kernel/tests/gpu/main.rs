@@ -4,4 +4,5 @@
 mod case;
 mod errors;
 mod exact;
+mod repeat;
 mod support;
