@@ -4,5 +4,6 @@
 mod case;
 mod errors;
 mod exact;
+mod huge;
 mod repeat;
 mod support;
