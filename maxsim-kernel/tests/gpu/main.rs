@@ -5,5 +5,7 @@ mod case;
 mod errors;
 mod exact;
 mod huge;
+mod not_finite;
 mod repeat;
 mod support;
+mod top_k;
