@@ -84,10 +84,12 @@ fn factors(q: &[f64], off: &[f64]) -> Vec<Factor> {
                 return Factor::default();
             }
             let (x, by) = (q / unit, (off + of_most).exp());
-            let rounded = |x: f64| x.round_ties_even().min(255.0);
+            let rounded = |x: f64| x.round_ties_even().clamp(0.0, 255.0);
             let (low, value, high) = (rounded(x / by - SCALING), rounded(x), rounded(x * by + SCALING));
-            let (low, high) = (low.max(0.0) * (-of_most).exp(), high * of_most.exp());
-            Factor { value: value * unit, off: (value - low).max(high - value) * unit }
+            let (low, high) = (low * (-of_most).exp(), high * of_most.exp());
+            // Either way each is within half a unit of what it rounds.
+            let halves = q * off.exp_m1() + unit * (1.0 + of_most.exp()) / 2.0;
+            Factor { value: value * unit, off: ((value - low).max(high - value) * unit).min(halves) }
         };
         q.iter().zip(off).map(factor).collect::<Vec<_>>()
     };
@@ -165,27 +167,33 @@ pub(super) fn farthest(case: &Case, img: &[f64], txt: &[f64], truth: &Found) -> 
         let (q, off): (Vec<f64>, Vec<f64>) = pairs.map(negative).unzip();
         factors(&q, &off)
     };
-    // By how much each gradient of one side may be off: `pair(i, j)` of its row i with row j of the other side.
-    let side = |count: usize, others: usize, other: &[f64], pair: &(dyn Fn(usize, usize) -> Pair + Sync)| {
+    // By how much each gradient of one side may be off: `pair(i, j)` of its row i with row j of the other side. What the pairs of a row contribute has either sign: five
+    // standard deviations, as if each were off by its most. But an element of row i itself that is the other integer moves all q of the row by its products,
+    // which the same feature of the other side multiplies once more: there all signs agree.
+    let side = |own: &Integers, others: usize, other: &[f64], pair: &(dyn Fn(usize, usize) -> Pair + Sync)| {
         let (integers, loose) = (naive::int8_columns(other, dim), Integers::of_columns(other, dim).loose);
-        let gradient = |i: usize| {
+        let gradient = |(i, own): (usize, &Vec<(usize, f64)>)| {
             let pairs: Vec<Pair> = (0..others).map(|j| pair(i, j)).collect();
-            let mut off = vec![0.0; dim];
+            let (mut squares, mut agreeing) = (vec![0.0; dim], vec![0.0; dim]);
             for (j, factor) in line(&mut pairs.iter()).iter().enumerate() {
                 let row = if pairs[j].positive { other } else { &integers };
                 let by = if pairs[j].positive { of_q(&pairs[j]) } else { factor.off };
-                off.iter_mut().zip(&row[j * dim..]).for_each(|(off, x)| *off += by * x.abs());
+                squares.iter_mut().zip(&row[j * dim..]).for_each(|(sum, x)| *sum += (by * x).powi(2));
                 if !pairs[j].positive {
-                    loose[j].iter().for_each(|(k, unit)| off[*k] += (factor.value + factor.off) * unit);
+                    loose[j].iter().for_each(|(k, unit)| squares[*k] += ((factor.value + factor.off) * unit).powi(2));
+                    let moved = |(k, unit): &(usize, f64)| {
+                        agreeing[*k] += factor.value * temperature * unit * row[j * dim + k].powi(2)
+                    };
+                    own.iter().for_each(moved);
                 }
             }
-            off.iter_mut().for_each(|off| *off *= weight * temperature);
-            off
+            let off = squares.into_iter().zip(agreeing).map(|(squares, agreeing)| 5.0 * squares.sqrt() + agreeing);
+            off.map(|off| off * weight * temperature).collect::<Vec<f64>>()
         };
-        (0..count).into_par_iter().flat_map_iter(gradient).collect::<Vec<f64>>()
+        own.loose.par_iter().enumerate().flat_map_iter(gradient).collect::<Vec<f64>>()
     };
-    let of_images = side(rows, cols, txt, &|i, j| pair_rows[i][j]);
-    let of_texts = side(cols, rows, img, &|j, i| pair_rows[i][j]);
+    let of_images = side(&of_img, cols, txt, &|i, j| pair_rows[i][j]);
+    let of_texts = side(&of_txt, rows, img, &|j, i| pair_rows[i][j]);
     let moved = |truth: &[f64], by: &[f64]| truth.iter().zip(by).map(|(x, by)| x + by).collect();
     Found {
         forward: truth.forward + loss,
@@ -196,3 +204,7 @@ pub(super) fn farthest(case: &Case, img: &[f64], txt: &[f64], truth: &Found) -> 
         d_bias: truth.d_bias + d_bias,
     }
 }
+
+#[cfg(test)]
+#[path = "int8_test.rs"]
+mod tests;
