@@ -268,7 +268,7 @@ fn impossible_problems() {
         Problem::pairs(texts(), Spans::padded(3, 8), 8, DType::Bf16),
     ] {
         let plan = kind(Plan::new(&gpu, problem.clone(), Options::default()));
-        let bytes = kind(workspace_bytes(&gpu, &problem, Options::default()));
+        let bytes = kind(workspace_bytes(&gpu, &problem, &Options::default()));
         assert_eq!(plan.to_string(), bytes.to_string());
         assert_kind!(plan, Error::Shape { .. } | Error::ZeroSize { .. });
     }

@@ -6,6 +6,8 @@ mod errors;
 mod exact;
 mod huge;
 mod not_finite;
+mod packing;
 mod repeat;
+mod search;
 mod support;
 mod top_k;

@@ -1,4 +1,4 @@
-//! Searches of corpora that are scored in several runs, against the scores of reference-cpu. Without a GPU every test says that it checked nothing.
+//! Searches of corpora that are scored in several runs, against the scores of reference-cpu.
 
 use maxsim_kernel::kernel_core::half::f16;
 use maxsim_kernel::kernel_core::{self, Element};
@@ -9,16 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use reference_cpu::HostMatrix;
 
-fn gpu() -> Option<Gpu> {
-    match Gpu::new(0) {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            assert!(std::env::var_os("KERNELS_REQUIRE_GPU").is_none(), "a GPU was required: {error}");
-            eprintln!("SKIPPED, nothing was checked: {error}");
-            None
-        }
-    }
-}
+use crate::support::gpu;
 
 /// Small integers: every score is exact, and many are equal.
 fn tokens<T: Element>(elements: usize) -> Vec<T> {

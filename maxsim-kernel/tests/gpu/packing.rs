@@ -1,4 +1,4 @@
-//! Kept tokens moved to packed rows and back, and what they score. Without a GPU every test says that it checked nothing.
+//! Kept tokens moved to packed rows and back, and what they score.
 
 use maxsim_kernel::kernel_core::Element;
 use maxsim_kernel::kernel_core::half::{bf16, f16};
@@ -8,16 +8,7 @@ use maxsim_kernel::{
 use rand::{RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-fn gpu() -> Option<Gpu> {
-    match Gpu::new(0) {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            assert!(std::env::var_os("KERNELS_REQUIRE_GPU").is_none(), "a GPU was required: {error}");
-            eprintln!("SKIPPED, nothing was checked: {error}");
-            None
-        }
-    }
-}
+use crate::support::gpu;
 
 fn tokens<T: Element>(elements: usize, seed: u64) -> Vec<T> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
