@@ -12,14 +12,22 @@ pub(crate) struct Case {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) dim: usize,
-    /// Rows of a chunk, or the plan's own choice.
-    pub(crate) chunk: Option<usize>,
+    pub(crate) chunk: ChunkCase,
     pub(crate) params: SiglipParams,
     /// Length of every embedding before rounding.
     pub(crate) norm: f32,
     /// How much of a common direction (with a random sign) the embeddings share: 0 gives logits near the bias, more spreads them.
     pub(crate) shared: f32,
     pub(crate) data_seed: u64,
+}
+
+/// What a plan is told about its blocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ChunkCase {
+    Auto,
+    Rows(usize),
+    /// About this share of the workspace that `Auto` takes: blocks of columns too, and sums in the memory of outputs.
+    Workspace(f32),
 }
 
 /// Largest |z| that the cases reach.
@@ -30,7 +38,11 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
     let extent = || prop_oneof![3 => 1usize..=64, 3 => 65usize..=300, 1 => 301usize..=700];
     let shape = (extent(), prop_oneof![1 => Just(None), 1 => extent().prop_map(Some)]);
     let dim = prop_oneof![4 => (1usize..=96).prop_map(|d| d * 8), 1 => (97usize..=150).prop_map(|d| d * 8), 3 => 1usize..=200, 1 => 201usize..=1200];
-    let chunk = prop_oneof![1 => Just(None), 1 => (1usize..=300).prop_map(Some)];
+    let chunk = prop_oneof![
+        1 => Just(ChunkCase::Auto),
+        1 => (1usize..=300).prop_map(ChunkCase::Rows),
+        1 => (0.0f32..=1.0).prop_map(ChunkCase::Workspace),
+    ];
     let positives = prop_oneof![
         3 => Just(Positives::Diagonal { offset: 0 }),
         3 => (-700i64..=700).prop_map(|offset| Positives::Diagonal { offset }),

@@ -1,6 +1,6 @@
 //! Every GPU route on random problems: against naive f64, against reference-cpu (but for the routes of FP8, which that has not), and twice for the same bits.
 
-use super::case::{Case, cases, widen};
+use super::case::{Case, ChunkCase, cases, widen};
 use super::cpu::reference;
 use super::truth::{Found, OPS, Tolerances, Truth};
 use crate::parity::runner::{Group, Line, Measured};
@@ -8,7 +8,7 @@ use crate::siglip::{DeviceCall, Number, bits, options};
 use half::{bf16, f16};
 use indicatif::ProgressBar;
 use kernel_core::{DType, Element, Gpu};
-use siglip_kernel::{Plan, Problem, Route};
+use siglip_kernel::{Chunk, Error, Options, Plan, Problem, Route, workspace_bytes};
 
 /// A group for each dtype and route that this device has; what it has not is printed with the reason.
 pub(crate) fn gpu_groups(
@@ -64,6 +64,26 @@ fn check<T: Number>(gpu: &Gpu, route: Route, case: &Case) -> Result<Vec<Measured
     Ok(measured)
 }
 
+fn plan_of(gpu: &Gpu, problem: &Problem, route: Route, chunk: ChunkCase) -> siglip_kernel::Result<Plan> {
+    let share = match chunk {
+        ChunkCase::Auto => return Plan::new(gpu, *problem, options(route, None)),
+        ChunkCase::Rows(rows) => return Plan::new(gpu, *problem, options(route, Some(rows))),
+        ChunkCase::Workspace(share) => share,
+    };
+    let most = workspace_bytes(gpu, problem, &options(route, None))?;
+    let mut bytes = (most as f32 * share) as usize + 1;
+    // What no block fits is told before anything is compiled.
+    loop {
+        let options = Options { route, chunk: Chunk::Workspace(bytes) };
+        match Plan::new(gpu, *problem, options) {
+            Err(Error::Gpu(kernel_core::Error::Shape { what: "chunk", .. })) if bytes < most => {
+                bytes = (bytes + bytes / 4 + 256).min(most);
+            }
+            plan => return plan,
+        }
+    }
+}
+
 /// The outer error is of the call; the inner one tells that two runs gave different bits.
 fn run_twice<T: Number>(
     gpu: &Gpu,
@@ -73,7 +93,7 @@ fn run_twice<T: Number>(
     txt: &[T],
 ) -> siglip_kernel::Result<Result<Found, String>> {
     let mut call = DeviceCall::new(gpu, img, txt, case.dim, &case.params)?;
-    let mut plan = Plan::new(gpu, call.problem, options(route, case.chunk))?;
+    let mut plan = plan_of(gpu, &call.problem, route, case.chunk)?;
     let mut losses = [0.0f32; 2];
     let mut steps = Vec::new();
     for loss in &mut losses {

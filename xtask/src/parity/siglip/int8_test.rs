@@ -1,6 +1,6 @@
 //! The bounds hold what roundings of f32's size do to the quantisation, and stay of that size.
 
-use super::super::case::Case;
+use super::super::case::{Case, ChunkCase};
 use super::*;
 use crate::siglip::Number;
 use half::bf16;
@@ -13,7 +13,7 @@ const CASE: Case = Case {
     rows: 150,
     cols: 200,
     dim: 40,
-    chunk: None,
+    chunk: ChunkCase::Auto,
     params: SiglipParams {
         log_temp: 2.3,
         bias: -3.0,
