@@ -72,7 +72,8 @@
 //! * Gradients are f32 sums, rounded once to the dtype: within 4e-6 (f32), 2⁻¹¹ (f16) and 2⁻⁸ (bf16) of the largest and some f32 roundings. They follow the choices
 //!   that are given; of maxima that differ by less than a rounding, either may be chosen.
 //! * Equal similarities count for the lowest index. A text without kept tokens scores exactly 0 and has a gradient of exactly 0, as has a token that nothing chose.
-//! * A NaN or an infinity in a token that counts reaches the scores that it touches, and is chosen where it is the maximum (NaN beats every number). What a masked token holds never matters.
+//! * A NaN or an infinity in a token that counts reaches the scores that it touches, and is chosen where it is the maximum (NaN beats every number). With `normalize` a token
+//!   with an infinity has no direction: its similarities are NaN, and which document token such a query token chooses is not promised. What a masked token holds never matters.
 //! * The same plan gives the same scores, choices and `LowMemory` gradients on every run, bit for bit; `Unified` gradients of documents may differ.
 //!
 //! # CUDA graphs
