@@ -15,11 +15,13 @@ impl Engine {
     pub(crate) fn lends(self, problem: &Problem, blocks: Blocks) -> bool {
         let Blocks { rows, cols } = blocks;
         let last = problem.rows % rows;
+        // The last product of the second block writes whole tiles, half a tile of zeros behind its rows, while it reads the sums at the end.
+        let with_tail = cols + cols.next_multiple_of(TILE);
         self == Engine::Sm90
             && !pads(problem)
             && self.gradients(problem, blocks) == (Gradient::Accumulated, Gradient::Accumulated)
             && last > 0
-            && problem.cols >= (2 * (rows + cols)).max(4 * cols)
+            && problem.cols >= 2 * cols + with_tail.max(2 * rows)
             && last.next_multiple_of(TILE) * (cols + 2 * problem.dim) <= blocks.area()
             && 2 * problem.dim * (rows + cols) <= rows * (cols - Self::narrowed(blocks).cols)
     }
@@ -38,16 +40,16 @@ impl Engine {
         sms: usize,
         blocks: Blocks,
     ) -> Blocks {
-        let within = |elements: usize, fit: &dyn Fn(Blocks) -> bool| {
-            let row_tiles = *limits.row_tiles.start()..=*limits.row_tiles.end() / 8 * 11;
-            Blocks::cheapest(problem, chunk, &Limits { elements, row_tiles, ..limits.clone() }, true, sms, fit)
-        };
         // Only where memory bounds a block: for larger problems all of this is saved.
-        if limits.elements > Self::SM90 {
+        if self != Engine::Sm90 || limits.elements > Self::SM90 {
             return blocks;
         }
+        let within = |elements: usize, fit: &dyn Fn(Blocks) -> bool| {
+            let row_tiles = *limits.row_tiles.start()..=*limits.row_tiles.end() * 11 / 8;
+            Blocks::cheapest(problem, chunk, &Limits { elements, row_tiles, ..limits.clone() }, true, sms, fit)
+        };
         let room = |of: Blocks| limits.elements + 2 * problem.dim * (of.rows + of.cols);
-        let lent = within(limits.elements / 8 * 11, &|of| self.lends(problem, of) && of.area() <= room(of));
+        let lent = within(limits.elements * 11 / 8, &|of| self.lends(problem, of) && of.area() <= room(of));
         let plain = within(limits.elements, &|of| of == blocks);
         match (lent, plain) {
             (Some((cost, lent)), Some((plain, _))) if cost < plain => lent,
@@ -91,7 +93,7 @@ impl Loan {
             // The last chunk writes the gradient.
             g.address + bytes(rows.next_multiple_of(TILE), blocks.cols, element)
         };
-        // As much memory as its gradient twice, at the end: when the rest of the texts' gradient is written there, the sums have been read.
+        // As much memory as its gradient twice, at the end: when later blocks' gradients are written there, the sums have been read.
         let of_second = sums(call.to_txt.row(problem.cols - 2 * blocks.cols, element));
         Self { blocks, g, d_img: sums(d_img), second, of_second, of_texts }
     }
@@ -137,16 +139,49 @@ mod tests {
         let outputs = 2 * 65_536 * 768 * 2;
         assert!(Regions::layout(&large, &h200()).0.total() + outputs < 620_000_000);
         // What the GPU test of it computes.
-        for (rows, cols, dim, bytes) in
-            [(4321, 9000, 96, 5_275_170), (4321, 9000, 96, 10_550_340), (5000, 5000, 136, 5_245_440)]
-        {
+        for (rows, cols, dim, bytes, blocks) in [
+            (4321, 9000, 96, 5_275_170, (896, 1152)),
+            (4321, 9000, 96, 10_550_340, (2304, 1536)),
+            (5000, 5000, 136, 5_245_440, (1408, 1024)),
+            (4321, 3904, 96, 2_800_000, (768, 960)),
+        ] {
             let problem = Problem::block(rows, cols, dim, DType::Bf16, Positives::None);
             let options = Options { route: Route::Auto, chunk: Chunk::Workspace(bytes) };
-            assert!(Design::new(&h200(), &problem, &options).unwrap().lends());
+            let design = Design::new(&h200(), &problem, &options).unwrap();
+            assert!(design.lends() && design.images.blocks == Blocks { rows: blocks.0, cols: blocks.1 }, "{design:?}");
         }
         // Blocks as without it: chunks are equally tall, so that the last one has no room behind its G.
         let even = design(32_768, 768, Chunk::Auto);
         assert!(!even.lends() && sums(&even) == [8192, 32_768], "{:?}", even.images);
+    }
+
+    #[test]
+    fn tails_of_tiles_leave_the_sums_alone() {
+        let lends = |rows, cols, dim, blocks: [usize; 2]| {
+            let problem = Problem::block(rows, cols, dim, DType::Bf16, Positives::None);
+            Engine::Sm90.lends(&problem, Blocks { rows: blocks[0], cols: blocks[1] })
+        };
+        // Half a tile behind the second block.
+        for (rows, cols, dim, blocks) in [(26_008, 28_416, 256, [6784, 7104]), (1500, 3840, 64, [896, 960])] {
+            assert!(blocks[1] % TILE == 64 && cols == 4 * blocks[1]);
+            assert!(!lends(rows, cols, dim, blocks) && !lends(rows, cols + 63, dim, blocks));
+            assert!(lends(rows, cols + 64, dim, blocks));
+        }
+        // Whole tiles.
+        assert!(lends(1500, 4096, 64, [896, 1024]) && !lends(1500, 4095, 64, [896, 1024]));
+        for rows in [1500, 4321] {
+            for cols in [3840, 3904, 4000] {
+                for bytes in (8..=12).map(|step| step * 250_000) {
+                    let problem = Problem::block(rows, cols, 96, DType::Bf16, Positives::None);
+                    let options = Options { route: Route::Auto, chunk: Chunk::Workspace(bytes) };
+                    let Ok(design) = Design::new(&h200(), &problem, &options) else { continue };
+                    let Blocks { rows, cols: width } = design.images.blocks;
+                    let room = cols.saturating_sub(2 * width);
+                    let written = width + width.next_multiple_of(TILE);
+                    assert!(!design.lends() || written.max(2 * rows) <= room, "{:?}", design.images);
+                }
+            }
+        }
     }
 
     #[test]
