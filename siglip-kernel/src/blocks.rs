@@ -95,11 +95,11 @@ impl Blocks {
         // In 128 bits: the cost of the largest problems does not fit 64.
         let cost = |rows: usize, cols: usize| {
             let launch = |tiles: usize, sum: usize| (tiles.div_ceil(sms) * sum + LAUNCH) as u128;
-            let gradient = |rows: usize, sum: usize| {
+            // `columns`: of a tile, on route int8.
+            let gradient = |rows: usize, sum: usize, columns: usize| {
                 if !limits.int8 {
                     return launch(rows * width, sum);
                 }
-                let columns = gradient_int8::columns([rows * TILE, problem.dim], sms);
                 let rows = rows.next_multiple_of(CLUSTER);
                 launch(rows * problem.dim.div_ceil(columns), sum * (columns + ADDITIONS) / (WIDE + ADDITIONS))
             };
@@ -109,10 +109,12 @@ impl Blocks {
             };
             // All blocks of a pass have the tiles that its full ones are best off with.
             let (_, columns) = logit_waves(rows, cols, limits.wide, sms);
+            let of_gradient = |rows| gradient_int8::columns([rows, problem.dim], sms);
+            let of_gradients = if limits.int8 { [of_gradient(rows * TILE), of_gradient(cols)] } else { [NARROW; 2] };
             let block = |rows: usize, cols: usize| {
                 let logits = waves_of(rows, cols, columns, sms);
-                let cols_gradient = if both { gradient(cols.div_ceil(TILE), rows * TILE) } else { 0 };
-                (logits * logits_sum / 16 + LAUNCH) as u128 + gradient(rows, cols) + cols_gradient
+                let cols_gradient = if both { gradient(cols.div_ceil(TILE), rows * TILE, of_gradients[1]) } else { 0 };
+                (logits * logits_sum / 16 + LAUNCH) as u128 + gradient(rows, cols, of_gradients[0]) + cols_gradient
             };
             let (rows_left, cols_left) = (all_rows % rows, all_cols % cols);
             let of_chunk = |rows: usize| {
@@ -310,7 +312,7 @@ mod tests {
             let Blocks { rows, cols } = chosen(batch, dim);
             for side in [rows, cols] {
                 let columns = gradient_int8::columns([side, dim], 132);
-                let tiles = side / TILE * dim.div_ceil(columns);
+                let tiles = (side / TILE).next_multiple_of(CLUSTER) * dim.div_ceil(columns);
                 let filled = tiles as f64 / (tiles.div_ceil(132) * 132) as f64;
                 assert!(filled > 0.9, "{batch} x {dim}: {rows} x {cols}, {filled:.2} of the waves of {side}");
             }

@@ -34,7 +34,7 @@ impl Engine {
     /// What bounds the blocks of a route; among those that fit, [`Blocks::choose`] takes the cheapest. `Sm90`: 185 MB of G, and as much more as lent memory
     /// takes off the sums ([`Engine::with_lent`]), keep the step of B = 65,536 in 0.62 GB above its inputs; half as much loses 6 to 14%, and blocks small
     /// enough for L2 lose 15% in the ends of their launches (H200). Larger problems gain 3% with larger blocks: up to 7/8 of the texts' f32 sums, or in 16 bits
-    /// three times 185 MB at 131,072 texts (4% less than twice as much takes), and up to four times as large.
+    /// three times 185 MB at 131,072 texts (4% less than twice as much takes; D = 768), in proportion to the texts' square, but no more than 13/8 of those sums, and up to four times as large.
     /// `Int8`, whose products are short beside the ends of their launches, takes 11/8 of those sums: 2.5% of its step at 65,536.
     /// The others spend more time per block and take less. `low_memory`: a block of 26 MB in 16 bits.
     ///
@@ -53,24 +53,29 @@ impl Engine {
             return Limits { elements: 2816 * 4608, cols, row_tiles: 16..=33, wide: false, int8: false, sums: false };
         }
         const SM90: usize = Engine::SM90;
+        // Elements of G in as many eighths of the memory of the texts' f32 sums.
+        let of_sums = |eighths: usize| {
+            (problem.cols.saturating_mul(problem.dim) / 4).saturating_mul(eighths).clamp(SM90, 4 * SM90)
+        };
         // With the square of the texts from 65,536 on.
         let grown = match self {
             Engine::Sm90 if route != Route::Fp8 && problem.cols > 65_536 => {
-                ((problem.cols / 1024 * 100 / 64).min(400).pow(2) * 3 * SM90 / 40_000).min(4 * SM90)
+                ((problem.cols / 1024 * 100 / 64).min(400).pow(2) * 3 * SM90 / 40_000).min(of_sums(13))
             }
             _ => 0,
         };
-        let (elements, row_tiles) = match self {
-            Engine::Sm90 | Engine::Int8 => {
-                let eighths = if self == Engine::Int8 { 11 } else { 7 };
-                let elements =
-                    (problem.cols.saturating_mul(problem.dim) / 4).saturating_mul(eighths).clamp(SM90, 4 * SM90);
-                (elements.max(grown), 32..=88 * elements.max(grown) / SM90)
-            }
-            Engine::Portable => (4096 * 8192, 32..=72),
-            Engine::F32 | Engine::Split => (8192 * 8192, 32..=72),
+        let plain = match self {
+            Engine::Sm90 => of_sums(7),
+            Engine::Int8 => of_sums(11),
+            Engine::Portable => 4096 * 8192,
+            Engine::F32 | Engine::Split => 8192 * 8192,
         };
-        Limits { elements, cols, row_tiles, wide, int8: self == Engine::Int8, sums: grown > 0 }
+        let elements = plain.max(grown);
+        let row_tiles = match self {
+            Engine::Sm90 | Engine::Int8 => 32..=88 * elements / SM90,
+            Engine::Portable | Engine::F32 | Engine::Split => 32..=72,
+        };
+        Limits { elements, cols, row_tiles, wide, int8: self == Engine::Int8, sums: grown > plain }
     }
 
     pub(crate) fn slots(self, info: &DeviceInfo) -> usize {

@@ -31,7 +31,7 @@
 //! | | flop | device memory beside inputs and gradients |
 //! |---|---|---|
 //! | loss | 2·N·M·D | as below: a plan is made for both calls |
-//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (on Hopper, when [`Chunk::Auto`] chooses, at most 185 MB, or 3.5·M·D bytes up to 738 MB if that is more; what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them; `Fp8` a byte more an input element, `Int8` two, and f32 sums of both gradients always |
+//! | loss and gradients | 6·N·M·D | one block of pairs in the dtype (on Hopper, when [`Chunk::Auto`] chooses, at most 185 MB, or up to 738 MB if M·D is large: 3.5·M·D bytes, and beyond 65,536 texts up to 6.5·M·D; 1.375 times 185 MB where as much less is taken by f32 sums; what you allow with [`Chunk::Workspace`]), f32 sums of the gradients that need several blocks, padded copies if D asks for them; `Fp8` a byte more an input element, `Int8` two, and f32 sums of both gradients always |
 //!
 //! f32 on Hopper takes three times the flop on tensor cores, and both inputs once more for their planes, D rounded up to 64 there; its blocks are 268 MB at most.
 //!
@@ -80,7 +80,7 @@
 //!   1.66e-3 (B = 65,536); on real sentence embeddings by 1.8e-3 beside 2.1e-3 at a temperature of 10, as positives keep all their bits, and by 4.2e-3 beside 2.0e-3 at 30.
 //!   d_log_temp is off by |z| 2⁻²⁴ of the sum of |q| as well, which is all of it only where exp(log_temp) leaves no logit but the bias.
 //! * A NaN in device memory reaches the loss, and so does an infinity, but for a logit of +∞ at a positive pair or −∞ at another, whose loss is 0.
-//! * The same plan, or another of equal problem, options and device, gives the same bits on every run. Where cuBLASLt multiplies (see "Routes"), that
+//! * The same plan, or another of equal problem, options and device, gives the same bits on every run for gradients of the same row strides (whether `d_txt` has gaps between its rows may decide how large blocks are). Where cuBLASLt multiplies (see "Routes"), that
 //!   is as long as its version is the same; on Hopper in 16 bits, whether it is installed decides who multiplies. That it is there and fails is an error.
 //!
 //! # CUDA graphs

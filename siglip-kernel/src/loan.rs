@@ -197,4 +197,18 @@ mod tests {
         let expected = [(8192, 8192), (5632, 16_384), (5632, 16_384), (8192, 10_944), (5632, 16_384), (16_896, 16_384)];
         assert_eq!(found, expected);
     }
+
+    #[test]
+    fn blocks_grow_no_further_than_the_texts_sums() {
+        let g = |batch, dim| {
+            let options = Options { route: Route::Auto, chunk: Chunk::Auto };
+            let design = Design::new(&h200(), &Problem::square(batch, dim, DType::Bf16), &options).unwrap();
+            Regions::layout(&design, &h200()).1.g.bytes()
+        };
+        for (batch, dim) in [(131_072, 64), (131_072, 256), (131_072, 512), (262_144, 128), (98_304, 768)] {
+            let (bytes, sums) = (g(batch, dim), batch * dim * size_of::<f32>());
+            // Or what any problem may take, where lent memory takes as much off the sums.
+            assert!(bytes <= (sums / 8 * 13).max(Engine::SM90 * 2 * 11 / 8), "{batch} x {dim}: {bytes}");
+        }
+    }
 }

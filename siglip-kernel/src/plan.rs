@@ -20,7 +20,7 @@ use passes::Spare;
 ///
 /// A plan is made once and called many times. A call queues its work on the plan's stream and returns; it neither waits for the device
 /// nor allocates on it, so it can be captured into a graph (after one call like it outside of the capture, see the crate's page). The same inputs give the
-/// same bits on every call.
+/// same bits on every call, if gradients have the same row strides.
 ///
 /// Making a plan compiles its kernels if no earlier process did (seconds, once; side by side on the cores that there are) and allocates the workspace. [`plan_variants`](crate::plan_variants) lists them.
 pub struct Plan {
@@ -108,7 +108,8 @@ impl Plan {
     }
 
     /// Image and text rows of a block. In [`Route::LowMemory`] blocks have more text rows than that while a gradient that is not yet written has room for them, or
-    /// where one launch makes logits and the images' gradient and no other reads G: up to 36,864.
+    /// where one launch makes logits and the images' gradient and no other reads G: up to 36,864. Where f32 sums lie in the texts' gradient until that is written (16 bits on
+    /// Hopper, several blocks either way), a call whose `d_txt` has gaps between its rows takes blocks of half as many text rows, as the gaps are not the plan's to use.
     pub fn block(&self) -> (usize, usize) {
         (self.design.images.blocks.rows, self.design.images.blocks.cols)
     }

@@ -64,7 +64,7 @@ impl GradientInt8 {
     }
 }
 
-/// Columns of the tiles of a product with such an output (rows, columns).
-pub(crate) fn columns(output: [usize; 2], sms: usize) -> usize {
-    gradient_tiles::columns(output, ADDITIONS, sms)
+/// Columns of the tiles of a product with such an output (rows, columns), whose tile rows are those of whole clusters.
+pub(crate) fn columns([rows, columns]: [usize; 2], sms: usize) -> usize {
+    gradient_tiles::columns([rows.next_multiple_of(CLUSTER * TILE), columns], ADDITIONS, sms)
 }
