@@ -22,6 +22,9 @@ pub(super) const LOGITS_BAND: u32 = 22;
 pub(super) const WIDE_LOGITS_BAND: u32 = 88;
 pub(super) const GRADIENT_BAND: u32 = 4;
 
+/// Maps of sums that a product keeps.
+const OUTS: usize = 16;
+
 pub(crate) struct Sm90Engine {
     /// Of route fp8.
     quantize: Option<QuantizeFp8>,
@@ -65,11 +68,13 @@ struct Work {
     g: MatrixAt,
     other: MatrixAt,
     shape: GemmShape,
-    /// Where the block's rows begin in what is written.
-    row_of_sums: usize,
-    row_of_gradient: usize,
+    /// From the block's first row on.
     sums: MatrixAt,
     gradient: MatrixAt,
+    /// Where the block's rows begin there.
+    row_of_gradient: usize,
+    /// Which of the chunk's blocks has these sums, where each has its own.
+    place: usize,
     /// Whether the block is the first of its sums, and the last.
     first: bool,
     last: bool,
@@ -82,7 +87,9 @@ struct Product {
     /// Gᵀ · img, otherwise G · txt.
     transposed: bool,
     g: LastMaps<MatrixAt, TensorMap>,
-    rest: LastMaps<[MatrixAt; 2], [TensorMap; 2]>,
+    other: LastMaps<MatrixAt, TensorMap>,
+    /// Of blocks of a chunk in turn, as each has its own sums of texts.
+    out: [LastMaps<MatrixAt, TensorMap>; OUTS],
 }
 
 impl Side {
@@ -97,7 +104,13 @@ impl Side {
     ) -> Result<Self> {
         let product = |direct| -> Result<Box<Product>> {
             let kernel = GradientSm90::new(gpu, problem.dtype, transposed, direct, [rows, problem.dim])?;
-            Ok(Box::new(Product { kernel, transposed, g: LastMaps::new(), rest: LastMaps::new() }))
+            Ok(Box::new(Product {
+                kernel,
+                transposed,
+                g: LastMaps::new(),
+                other: LastMaps::new(),
+                out: [LastMaps::new(); OUTS],
+            }))
         };
         if gradient == Gradient::Direct {
             return Ok(Self::Whole(product(true)?));
@@ -124,34 +137,37 @@ impl Side {
             before_stride: work.sums.row_stride as u64,
             scalars: work.scalars,
         };
-        let (product, out, params) = match self {
-            Self::Whole(product) => (product, work.gradient, params(work.row_of_gradient)),
+        let (product, out, place, params) = match self {
+            Self::Whole(product) => (product, work.gradient, 0, params(work.row_of_gradient)),
             Self::Summed { last: Some(product), .. } if work.last => {
-                let start = work.row_of_sums * work.sums.row_stride * size_of::<f32>();
-                let before = if work.first { 0 } else { work.sums.address + start as u64 };
-                (product, work.gradient, GradientParams { before, ..params(work.row_of_gradient) })
+                let before = if work.first { 0 } else { work.sums.address };
+                (product, work.gradient, 0, GradientParams { before, ..params(work.row_of_gradient) })
             }
-            Self::Summed { by: Adder::Kernel(product), .. } => (product, work.sums, params(work.row_of_sums)),
+            Self::Summed { by: Adder::Kernel(product), .. } => (product, work.sums, work.place, params(0)),
             Self::Summed { by: Adder::Library(gemms), .. } if transposed => return gemms.d_txt(call, block),
             Self::Summed { by: Adder::Library(gemms), .. } => return gemms.d_img(call, block),
         };
         // SAFETY: the caller's promise.
-        unsafe { product.launch(call, [work.g, work.other, out], work.shape, params) }
+        unsafe { product.launch(call, [work.g, work.other, out], place, work.shape, params) }
     }
 }
 
 impl Product {
+    /// `place`: which block of its chunk this is, if `out` depends on that.
+    ///
     /// # Safety
     /// The matrices must be live memory of the shapes that the block has.
     unsafe fn launch(
         &mut self,
         call: &Call<'_>,
         [g, other, out]: [MatrixAt; 3],
+        place: usize,
         shape: GemmShape,
         params: GradientParams,
     ) -> Result<()> {
         let g = self.g.of(g, || if self.transposed { g.mn_major() } else { g.k_major(1) })?;
-        let [other, out] = self.rest.of([other, out], || Ok::<_, Error>([other.mn_major()?, out.warp_store()?]))?;
+        let other = self.other.of(other, || other.mn_major())?;
+        let out = self.out[place % OUTS].of(out, || out.warp_store())?;
         // SAFETY: the caller's promise.
         unsafe { self.kernel.launch(call.stream, call.info, [&g, &other, &out], shape, params) }
     }
@@ -294,10 +310,10 @@ impl Engine for Sm90Engine {
             g: self.g(call, block),
             other: self.rows(call.txt, cols),
             shape: GemmShape::new(block.rows, dim, block.cols, GRADIENT_BAND).with_b_origin(0, block.col),
-            row_of_sums: 0,
-            row_of_gradient: block.row,
             sums: self.sums(call.d_img, self.blocks.rows),
             gradient: self.rows(call.to_img, rows),
+            row_of_gradient: block.row,
+            place: 0,
             first: block.col == 0,
             last: block.col + block.cols == cols,
             scalars: ReduceParams { sums: 0, ..call.scalars },
@@ -314,11 +330,11 @@ impl Engine for Sm90Engine {
             g: self.g(call, block),
             other: self.rows(call.img, rows),
             shape: GemmShape::new(block.cols, dim, block.rows, GRADIENT_BAND).with_b_origin(0, block.row),
-            row_of_sums: 0,
-            row_of_gradient: block.col,
             // Of this block alone: another's may lie elsewhere.
             sums: self.sums(At { address: call.d_txt.row(block.col, size_of::<f32>()), ..call.d_txt }, block.cols),
             gradient: self.rows(call.to_txt, cols),
+            row_of_gradient: block.col,
+            place: block.col / self.blocks.cols,
             first,
             last,
             scalars: if ends { call.scalars } else { ReduceParams { sums: 0, ..call.scalars } },

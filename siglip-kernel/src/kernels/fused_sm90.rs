@@ -2,7 +2,7 @@
 
 use kernel_core::cudarc::driver::CudaStream;
 use kernel_core::sm90::{TILE, launch_config};
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, ScalarArg, TensorMap};
+use kernel_core::{DType, DeviceInfo, Error, Gpu, Kernel, KernelArg, ScalarArg, TensorMap};
 
 use super::load;
 use crate::error::Result;
@@ -85,7 +85,10 @@ impl FusedSm90 {
         let blocks = rows.div_ceil(TILE as u32) * groups * slices;
         let config = launch_config(info, blocks as usize, 1);
         // They wait for each other: with fewer of them none would end.
-        debug_assert_eq!(config.grid[0], blocks, "more panels than fit the device");
+        if config.grid[0] != blocks {
+            let what = format!("a fused launch of {blocks} blocks, of which {} fit the device at once", config.grid[0]);
+            return Err(Error::Unsupported { what }.into());
+        }
         let [img, txt, txt_rows, g_store, g_load, out] = maps;
         // SAFETY: the arguments match the kernel's parameters; the memory is the caller's promise.
         unsafe { self.kernel.launch(stream, &config, &[img, txt, txt_rows, g_store, g_load, out, &params]) }?;
