@@ -284,10 +284,11 @@ impl Gpu {
     }
 
     /// Compiles side by side what [`Gpu::kernel`] will be asked for, so that it only loads it: the first of several kernels need not wait for each of them in
-    /// turn. What is compiled already costs a map look-up. Several kernels of one program with the same macros are compiled once.
+    /// turn. What is compiled already costs a map look-up, and what another thread compiles just now the wait for it. Several kernels of one program with the same
+    /// macros are compiled once; those that this device's architecture does not support ([`Variant::supports`]) are passed over.
     ///
     /// # Errors
-    /// [`Error::MissingLibrary`] without NVRTC; [`Error::Compile`] for the first one that does not compile.
+    /// [`Error::MissingLibrary`] without NVRTC; [`Error::Compile`] of the first one that does not compile, when all others are.
     pub fn compile(&self, variants: &[Variant]) -> Result<()> {
         self.shared.kernels.compile(&self.info().arch(), variants)
     }

@@ -266,11 +266,12 @@ struct Loaded {
 pub(crate) struct KernelTable(Mutex<HashMap<ModuleKey, Arc<Mutex<Loaded>>>>);
 
 impl KernelTable {
-    /// Compiles side by side the programs of `variants` that are not here yet.
+    /// Compiles side by side the programs of `variants` for `arch` that are not here yet.
     pub(crate) fn compile(&self, arch: &Arch, variants: &[Variant]) -> Result<()> {
         let mut seen = HashSet::new();
         let (missing, slots): (Vec<Variant>, Vec<_>) = variants
             .iter()
+            .filter(|variant| variant.supports(*arch))
             .filter_map(|variant| {
                 let slot = self.slot(variant.program, &variant.defines);
                 let here = |loaded: &Loaded| loaded.module.is_some() || loaded.image.is_some();
@@ -279,15 +280,21 @@ impl KernelTable {
             })
             .unzip();
         let cubins = compile_all_in(&CubinCache::default_location(), &missing, arch);
+        // What did compile is kept, whatever else failed.
+        let mut first_error = Ok(());
         for (cubin, slot) in cubins.into_iter().zip(slots) {
-            let mut loaded = lock(&slot);
-            let image = cubin?.image;
-            // Another thread may have loaded it meanwhile.
-            if loaded.module.is_none() {
-                loaded.image = Some(image);
+            match cubin {
+                Ok(cubin) => {
+                    let mut loaded = lock(&slot);
+                    // Another thread may have loaded it meanwhile.
+                    if loaded.module.is_none() {
+                        loaded.image = Some(cubin.image);
+                    }
+                }
+                Err(error) => first_error = first_error.and(Err(error)),
             }
         }
-        Ok(())
+        first_error
     }
 
     fn slot(&self, program: &Program, defines: &[(&str, String)]) -> Arc<Mutex<Loaded>> {

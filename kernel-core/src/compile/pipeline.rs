@@ -22,7 +22,8 @@ use crate::variant::Variant;
 pub struct Cubin {
     /// The CUBIN, an ELF file for `cuModuleLoadData`.
     pub image: Vec<u8>,
-    /// NVRTC's log: warnings, and from [`compile_with_report_in`] ptxas's registers and spills. The same whether it was compiled now or read from the cache.
+    /// NVRTC's log: warnings, and from [`compile_with_report_in`] ptxas's registers and spills. What is read from the cache has the log that was kept with it: that of
+    /// either of the two, where registers and spills are not asked for.
     pub log: String,
     /// Whether it came from the disk cache.
     pub from_cache: bool,
@@ -75,14 +76,15 @@ pub fn compile_with_report_in(
 /// [`compile_in`] for several kernels side by side, on as many threads as this process may run at once. In their order; kernels of one program with the same
 /// macros are one program, and should be here once.
 pub fn compile_all_in(cache: &CubinCache, variants: &[Variant], arch: &Arch) -> Vec<Result<Cubin>> {
+    let of = |Variant { program, defines, .. }: &Variant| compile_in(cache, program, arch, defines);
     let results: Vec<OnceLock<Result<Cubin>>> = variants.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(Variant { program, defines, .. }) = variants.get(at) else { return };
+            let Some(variant) = variants.get(at) else { return };
             // Nobody else has this index.
-            let _ = results[at].set(compile_in(cache, program, arch, defines));
+            let _ = results[at].set(of(variant));
         }
     };
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(variants.len());
@@ -93,7 +95,8 @@ pub fn compile_all_in(cache: &CubinCache, variants: &[Variant], arch: &Arch) -> 
         }
         work();
     });
-    results.into_iter().filter_map(OnceLock::into_inner).collect()
+    // One for each, as the threads have all ended: but a caller pairs them by their places, so none may ever be left out.
+    variants.iter().zip(results).map(|(variant, result)| result.into_inner().unwrap_or_else(|| of(variant))).collect()
 }
 
 /// What a log holds beside errors.

@@ -45,6 +45,7 @@ pub(crate) struct DecodeOutput {
 }
 
 impl DecodeOutput {
+    /// For problems of at most 64 rows.
     pub(crate) fn new(problem: &Problem, call: &DecodeCall) -> Self {
         Self {
             gate_bias: call.bias[0],
@@ -115,12 +116,12 @@ pub(crate) struct Decode {
 }
 
 impl Decode {
-    /// For problems of at most 64 rows.
     /// What [`Decode::new`] loads.
     pub(crate) fn variant(problem: &Problem) -> Variant {
         programs::decode(problem.dtype, problem.layout.is_linear(), kind(problem.rows))
     }
 
+    /// For problems of at most 64 rows.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
         let kind = kind(problem.rows);
         let width = choose_width(gpu.info(), problem, kind);

@@ -61,12 +61,12 @@ pub(crate) struct DecodeSm90 {
 }
 
 impl DecodeSm90 {
-    /// For problems of at most 64 rows.
     /// What [`DecodeSm90::new`] loads.
     pub(crate) fn variant(problem: &Problem) -> Variant {
         programs::decode_sm90(problem.dtype, problem.layout.is_linear(), tokens(problem.rows))
     }
 
+    /// For problems of at most 64 rows.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem) -> Result<Self> {
         let (tokens, width) = (tokens(problem.rows), choose_width(gpu.info(), problem));
         let stage = stage_bytes(width, tokens);
