@@ -1,10 +1,11 @@
 //! Plans load the kernels that they list, so that none is compiled after the others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use siglip_kernel::cpu::Element;
+use siglip_kernel::kernel_core::Variant;
 use siglip_kernel::kernel_core::half::bf16;
 use siglip_kernel::{Chunk, Gpu, Options, Plan, Problem, Route, plan_variants};
 
@@ -12,17 +13,29 @@ use crate::case::Case;
 use crate::support::{gpu, routes, say};
 
 const CACHE: &str = "FUSED_KERNELS_CACHE_DIR";
+/// Which group a child process takes.
+const GROUP: &str = "SIGLIP_TEST_GROUP";
+/// Child processes at once, each of which compiles on all cores.
+const AT_ONCE: usize = 4;
 
-/// In a process of its own, whose cache is empty: what is compiled is there as a file.
+/// Cases that list the same kernels, each group in a process of its own, whose cache is empty: what is compiled is there as a file.
 #[test]
 fn plans_compile_what_they_list() {
-    if gpu().is_none() {
-        return;
-    }
-    let cache = std::env::temp_dir().join(format!("siglip-plans-{}", std::process::id()));
+    let Some(gpu) = gpu() else { return };
+    let count = groups(&gpu).len();
+    std::thread::scope(|scope| {
+        for first in 0..AT_ONCE {
+            scope.spawn(move || (first..count).step_by(AT_ONCE).for_each(child));
+        }
+    });
+}
+
+fn child(group: usize) {
+    let cache = std::env::temp_dir().join(format!("siglip-plans-{}-{group}", std::process::id()));
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "compiled::child_makes_plans", "--ignored", "--nocapture"])
         .env(CACHE, &cache)
+        .env(GROUP, group.to_string())
         .output()
         .expect("starting a child process");
     let _ = std::fs::remove_dir_all(&cache);
@@ -33,21 +46,39 @@ fn plans_compile_what_they_list() {
 #[test]
 #[ignore = "the child process of plans_compile_what_they_list"]
 fn child_makes_plans() {
-    let (Some(gpu), Some(cache)) = (gpu(), std::env::var_os(CACHE).map(PathBuf::from)) else {
+    let group = std::env::var(GROUP).ok().and_then(|group| group.parse::<usize>().ok());
+    let (Some(gpu), Some(cache), Some(group)) = (gpu(), std::env::var_os(CACHE).map(PathBuf::from), group) else {
         return say("skipped: child_makes_plans is run by plans_compile_what_they_list");
     };
-    let cases = [cases::<f32>(&gpu), cases::<bf16>(&gpu)].concat();
-    let listed = |(problem, options): &(Problem, Options)| plan_variants(gpu.info(), problem, options).unwrap();
-    let variants: Vec<_> = cases.iter().flat_map(listed).collect();
-    gpu.compile(&variants).unwrap();
+    let (listed, cases) = groups(&gpu).swap_remove(group);
+    gpu.compile(&listed.into_iter().collect::<Vec<_>>()).unwrap();
     let compiled = files(&cache.join("cubin"));
     assert!(!compiled.is_empty(), "nothing in {}", cache.display());
     for (problem, options) in cases {
-        Plan::new(&gpu, problem, options).unwrap();
+        let plan = Plan::new(&gpu, problem, options).unwrap();
         let now = files(&cache.join("cubin"));
         let more: Vec<_> = now.difference(&compiled).collect();
         assert!(more.is_empty(), "{problem:?}, {options:?} compiled {more:?} too");
+        if matches!(options.chunk, Chunk::Workspace(_)) {
+            let (rows, cols) = plan.block();
+            assert!(rows < problem.rows && cols < problem.cols, "one block has {rows} x {cols}");
+        }
     }
+}
+
+/// Kernels, and the cases that list them.
+type Group = (HashSet<Variant>, Vec<(Problem, Options)>);
+
+fn groups(gpu: &Gpu) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for case in [cases::<f32>(gpu), cases::<bf16>(gpu)].concat() {
+        let listed: HashSet<_> = plan_variants(gpu.info(), &case.0, &case.1).unwrap().into_iter().collect();
+        match groups.iter_mut().find(|(of, _)| *of == listed) {
+            Some((_, cases)) => cases.push(case),
+            None => groups.push((listed, vec![case])),
+        }
+    }
+    groups
 }
 
 /// One block, several row blocks, several column blocks, in low memory fused launches; and both gradients finished by the last of several blocks.

@@ -45,7 +45,6 @@ pub(crate) struct DecodeOutput {
 }
 
 impl DecodeOutput {
-    /// For problems of at most 64 rows.
     pub(crate) fn new(problem: &Problem, call: &DecodeCall) -> Self {
         Self {
             gate_bias: call.bias[0],
