@@ -108,17 +108,16 @@ pub fn siglip_fp8(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars,
 }
 
 /// The same with negative pairs as route int8 has them: their logits from [`int8_logit_rows`], and in the gradients both matrices as [`int8_columns`] rounds them, times factors as
-/// [`int8_factors`] rounds them, by rows for images and by columns for texts. `kept`: what is left of each of the dot products of rounded rows, 1 for what they are.
+/// [`int8_factors`] rounds them, by rows for images and by columns for texts.
 ///
 /// # Errors
 /// As [`siglip_loss`].
-pub fn siglip_int8(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars, kept: f64) -> Result<SiglipResult> {
+pub fn siglip_int8(img: &[f64], txt: &[f64], dim: usize, scalars: &SiglipScalars) -> Result<SiglipResult> {
     positive("columns of img", dim)?;
     let (n, m) = (img.len() / dim, txt.len() / dim);
     exactly("img", img, &[n, dim])?;
     exactly("txt", txt, &[m, dim])?;
-    let (mut of_images, of_texts) = int8_logit_rows(img, txt, dim);
-    of_images.chunks_mut(dim + 1).for_each(|row| row[..dim].iter_mut().for_each(|x| *x *= kept));
+    let (of_images, of_texts) = int8_logit_rows(img, txt, dim);
     let logits = (&*of_images, &*of_texts);
     let (mut rows, mut columns) = (vec![0.0; n * m], vec![0.0; n * m]);
     pairs(img, txt, logits, dim, scalars, |i, j, y, _, z| {

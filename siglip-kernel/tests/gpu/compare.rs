@@ -75,7 +75,7 @@ impl Truth {
         };
         let answer = match route {
             Route::Fp8 => naive::siglip_fp8(&img, &txt, case.dim, &scalars, 1.0),
-            Route::Int8 => naive::siglip_int8(&img, &txt, case.dim, &scalars, 1.0),
+            Route::Int8 => naive::siglip_int8(&img, &txt, case.dim, &scalars),
             _ => naive::siglip(&img, &txt, case.dim, &scalars),
         }
         .unwrap();

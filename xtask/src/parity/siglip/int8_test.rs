@@ -53,7 +53,7 @@ fn roundings_stay_within_the_bounds() {
     let widen = |of: &[bf16]| of.iter().map(|x| x.wide()).collect::<Vec<f64>>();
     let (img, txt) = (widen(&img), widen(&txt));
     let result = |img: &[f64], txt: &[f64]| -> Found {
-        naive::siglip_int8(img, txt, CASE.dim, &SiglipScalars::from(&CASE.params), 1.0).unwrap().into()
+        naive::siglip_int8(img, txt, CASE.dim, &SiglipScalars::from(&CASE.params)).unwrap().into()
     };
     let truth = result(&img, &txt);
     let bound = farthest(&CASE, &img, &txt, &truth);

@@ -147,7 +147,7 @@ impl Truth {
             |result: reference_cpu::Result<SiglipResult>| result.map(Found::from).map_err(|error| error.to_string());
         let fp8 = |kept| found(naive::siglip_fp8(img, txt, case.dim, &scalars, kept));
         let (result, farthest) = if route == Route::Int8 {
-            let result = found(naive::siglip_int8(img, txt, case.dim, &scalars, 1.0))?;
+            let result = found(naive::siglip_int8(img, txt, case.dim, &scalars))?;
             let farthest = int8::farthest(case, img, txt, &result);
             (result, vec![farthest])
         } else {
