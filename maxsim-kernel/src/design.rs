@@ -21,6 +21,16 @@ pub(crate) struct Design {
 
 impl Design {
     pub(crate) fn new(info: &DeviceInfo, problem: &Problem, options: &Options) -> Result<Self> {
+        Self::with_streaming(info, problem, options, true)
+    }
+
+    /// For a plan that takes the same kernels whatever the number of documents.
+    pub(crate) fn without_streaming(info: &DeviceInfo, problem: &Problem, options: &Options) -> Result<Self> {
+        Self::with_streaming(info, problem, options, false)
+    }
+
+    /// `streaming`: whether documents may be streamed.
+    fn with_streaming(info: &DeviceInfo, problem: &Problem, options: &Options, streaming: bool) -> Result<Self> {
         problem.check()?;
         if info.compute_capability < (8, 0) {
             let (major, minor) = info.compute_capability;
@@ -35,7 +45,7 @@ impl Design {
             BackwardRoute::Auto => BackwardRoute::LowMemory,
             named => named,
         };
-        let division = Scorer::division(route, info, problem);
+        let division = Scorer::division(route, info, problem, streaming);
         let (needs, regions) = Regions::layout(problem, &division, Scorer::padded_dim(problem), backward);
         Ok(Self { route, backward, division, regions, needs })
     }

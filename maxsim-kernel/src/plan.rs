@@ -82,10 +82,10 @@ impl Plan {
     /// A plan of `design`, which was made for this device and problem, in memory that holds what it needs.
     pub(crate) fn with_memory(gpu: &Gpu, problem: Problem, design: Design, memory: Arc<Memory>) -> Result<Self> {
         let Design { route, backward, division, regions, .. } = design;
-        gpu.compile(&Scorer::variants(gpu.info(), route, &problem))?;
+        gpu.compile(&Scorer::variants(gpu.info(), route, &problem, division.streamed))?;
         Ok(Self {
             tables: Tables::new(Some(gpu), &problem, &division)?,
-            scorer: Scorer::new(gpu, route, &problem)?,
+            scorer: Scorer::new(gpu, route, &problem, division.streamed)?,
             prepare: Prepare::new(gpu, problem.dtype)?,
             backward: Backward::new(gpu, backward, &problem),
             memory,

@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering;
 
-/// The best documents of each query, best first. Equal scores are in the order of the documents; NaN comes after every number. Copies of one document
-/// score alike within a run; beside a run of far fewer documents they may differ in the last bit, as another kernel may add there in another order.
+/// The best documents of each query, best first. Equal scores are in the order of the documents; NaN comes after every number. Copies of one
+/// document score alike: all runs of a search add in one order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ranking {
     /// Documents of each query: k, or all when there are fewer.

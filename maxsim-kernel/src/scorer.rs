@@ -52,8 +52,8 @@ pub(crate) struct Hopper {
 }
 
 impl Scorer {
-    /// What [`Scorer::new`] loads, those that take the longest to compile first.
-    pub(crate) fn variants(info: &DeviceInfo, route: Route, problem: &Problem) -> Vec<Variant> {
+    /// What [`Scorer::new`] loads, those that take the longest to compile first. `streamed`: as the division says.
+    pub(crate) fn variants(info: &DeviceInfo, route: Route, problem: &Problem, streamed: bool) -> Vec<Variant> {
         const ARGMAX: [bool; 2] = [true, false];
         let dtype = problem.dtype;
         if route != Route::Hopper {
@@ -65,11 +65,12 @@ impl Scorer {
         let shape = Shape::choose(problem);
         let forward = ARGMAX.map(|argmax| programs::forward_sm90(dtype, shape, argmax));
         let stream = Self::stream(info, problem)
+            .filter(|_| streamed)
             .map(|shape| ARGMAX.map(|argmax| programs::forward_stream(dtype, shape, argmax)));
         forward.into_iter().chain(stream.into_iter().flatten()).chain([programs::settle(dtype)]).collect()
     }
 
-    pub(crate) fn new(gpu: &Gpu, route: Route, problem: &Problem) -> Result<Self> {
+    pub(crate) fn new(gpu: &Gpu, route: Route, problem: &Problem, streamed: bool) -> Result<Self> {
         let dtype = problem.dtype;
         if route != Route::Hopper {
             let plain = |argmax| ForwardPortable::new(gpu, dtype, argmax);
@@ -79,7 +80,7 @@ impl Scorer {
         }
         let shape = Shape::choose(problem);
         let kernel = |argmax| ForwardSm90::new(gpu, dtype, shape, argmax);
-        let stream = Self::stream(gpu.info(), problem);
+        let stream = Self::stream(gpu.info(), problem).filter(|_| streamed);
         Ok(Self::Hopper(Box::new(Hopper {
             shape,
             kernels: [kernel(false)?, kernel(true)?],
@@ -103,8 +104,8 @@ impl Scorer {
         if route == Route::Hopper { size_of::<u32>() } else { 0 }
     }
 
-    /// How the work of `problem` is cut on this route.
-    pub(crate) fn division(route: Route, info: &DeviceInfo, problem: &Problem) -> Division {
+    /// How the work of `problem` is cut on this route. `streaming`: whether documents may be streamed.
+    pub(crate) fn division(route: Route, info: &DeviceInfo, problem: &Problem, streaming: bool) -> Division {
         let chunk_bytes = info.l2_bytes / L2_SHARE;
         let tiles = match problem.pairing {
             Pairing::Cross => query_tiles(&problem.queries).0.len(),
@@ -116,7 +117,7 @@ impl Scorer {
         }
         let held = Shape::choose(problem).tiles_of_block(info, problem.dim, tiles.max(1));
         Division {
-            streamed: Self::stream(info, problem).is_some(),
+            streamed: streaming && Self::stream(info, problem).is_some(),
             ..Division::new(problem, held, info.sm_count as usize, chunk_bytes)
         }
     }

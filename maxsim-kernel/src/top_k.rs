@@ -53,6 +53,7 @@ impl Sketch {
         if k == 0 {
             return Err(kernel_core::Error::ZeroSize { what: "k" }.into());
         }
+        let k = k.min(problem.docs.count());
         if k > MOST {
             return Err(shape("k", k, format!("at most {MOST}")));
         }
@@ -62,15 +63,24 @@ impl Sketch {
         let most_docs = (HELD_SCORES / problem.queries.count()).max(1);
         let most_rows = (COPIED_BYTES / (problem.dim * problem.dtype.size_bytes())).max(1);
         let options = Options { backward: BackwardRoute::None, ..*options };
-        let (mut runs, mut widest, mut needs) = (Vec::new(), 0, Needs::default());
+        let mut runs = Vec::new();
         for docs in cut(&problem.docs, most_docs, most_rows) {
             let run = Problem { docs: problem.docs.slice(docs.clone()), ..problem.clone() };
             let design = Design::new(info, &run, &options)?;
-            widest = widest.max(docs.len());
-            needs = needs.or(design.needs.clone());
             runs.push((run, design, docs.start, problem.docs.span(docs.start).start));
         }
-        Ok(Self { k: k.min(problem.docs.count()), runs, widest, needs })
+        // Kernels that stream documents add in another order than those that do not, and equal documents are to score alike in all runs. One
+        // without a token scores 0 in any.
+        let streamed =
+            |(run, design, ..): &(Problem, Design, usize, usize)| design.division.streamed || run.docs.rows() == 0;
+        if !runs.iter().all(streamed) {
+            for (run, design, ..) in runs.iter_mut().filter(|(_, design, ..)| design.division.streamed) {
+                *design = Design::without_streaming(info, run, &options)?;
+            }
+        }
+        let widest = runs.iter().map(|(run, ..)| run.docs.count()).max().unwrap_or(0);
+        let needs = runs.iter().fold(Needs::default(), |needs, (_, design, ..)| needs.or(design.needs.clone()));
+        Ok(Self { k, runs, widest, needs })
     }
 
     fn bytes(&self, queries: usize) -> Result<usize> {
@@ -82,35 +92,36 @@ impl Sketch {
     }
 }
 
-/// Cuts documents into runs of about so many documents and rows at most. Every run has a token, of which there is one.
+/// Cuts documents into as few runs of so many documents and rows at most as there must be, and these into even shares of what they are cut by. A document of more
+/// rows is a run.
 fn cut(docs: &Spans, most_docs: usize, most_rows: usize) -> Vec<Range<usize>> {
-    let count = docs.count();
+    let (count, rows) = (docs.count(), docs.rows());
+    // The first document from `from` on that ends beyond `row`: documents end in order.
+    let beyond = |from: usize, row: usize| {
+        let (mut low, mut high) = (from, count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if docs.span(middle).end > row { high = middle } else { low = middle + 1 }
+        }
+        low
+    };
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut first = 0;
     while first < count {
         let first_row = docs.span(first).start;
-        let mut end = first + 1;
-        while end < count && end - first < most_docs && docs.span(end).end - first_row <= most_rows {
-            end += 1;
-        }
-        // A run without a token cannot be viewed: it takes documents up to the next token.
-        while end < count && docs.span(end - 1).end == first_row {
-            end += 1;
-        }
-        match runs.last_mut() {
-            // Only empty documents are left: they go to the run before.
-            Some(run) if docs.span(end - 1).end == first_row => run.end = end,
-            _ => runs.push(first..end),
-        }
+        let by_docs = (count - first).div_ceil(most_docs);
+        let by_rows = (rows - first_row).div_ceil(most_rows);
+        let share = if by_docs >= by_rows {
+            first + (count - first).div_ceil(by_docs)
+        } else {
+            beyond(first, first_row + (rows - first_row).div_ceil(by_rows) - 1) + 1
+        };
+        let most = beyond(first, first_row + most_rows).min(first.saturating_add(most_docs));
+        let end = share.min(most).clamp(first + 1, count);
+        runs.push(first..end);
         first = end;
     }
     runs
-}
-
-/// What copies of a corpus from host memory need: a stream, and room for two runs, of which one is copied while the other is scored.
-struct Staging {
-    copies: Gpu,
-    buffers: Vec<CudaSlice<u8>>,
 }
 
 /// Everything decided ahead for the k best documents of a corpus for each query.
@@ -133,8 +144,8 @@ pub struct TopK {
     kept: CudaSlice<u64>,
     best_scores: CudaSlice<f32>,
     best_docs: CudaSlice<u32>,
-    /// Made by the first search that needs it.
-    staging: Option<Staging>,
+    /// Room for two runs, of which one is copied while the other is scored: made by the first search of host memory.
+    buffers: Vec<CudaSlice<u8>>,
 }
 
 impl std::fmt::Debug for TopK {
@@ -148,7 +159,7 @@ impl std::fmt::Debug for TopK {
 }
 
 impl TopK {
-    /// The `k` best (at most 1024) of `problem.docs` for each of `problem.queries`; all of them when there are fewer. The problem is a
+    /// The `k` best of `problem.docs` for each of `problem.queries`, at most 1024; all of them when there are fewer than `k`. The problem is a
     /// cross without masks. Of `options` the backward route does not matter.
     ///
     /// # Errors
@@ -157,8 +168,10 @@ impl TopK {
     pub fn new(gpu: &Gpu, problem: &Problem, k: usize, options: Options) -> Result<Self> {
         let Sketch { k, runs, widest, needs } = Sketch::new(gpu.info(), problem, k, &options)?;
         let memory = Arc::new(Memory::new(gpu, &needs)?);
+        // A run without a token reads a row all the same, which does not matter.
+        let last_row = problem.docs.rows().saturating_sub(1);
         let runs = runs.into_iter().map(|(problem, design, first_doc, first_row)| -> Result<Run> {
-            let rows = problem.docs.rows();
+            let (rows, first_row) = (problem.docs.matrix_rows(), first_row.min(last_row));
             Ok(Run { plan: Plan::with_memory(gpu, problem, design, memory.clone())?, first_doc, first_row, rows })
         });
         let runs = runs.collect::<Result<_>>()?;
@@ -177,7 +190,7 @@ impl TopK {
             kept: gpu.alloc(queries * k)?,
             best_scores: gpu.alloc(queries * k)?,
             best_docs: gpu.alloc(queries * k)?,
-            staging: None,
+            buffers: Vec::new(),
         })
     }
 
@@ -198,9 +211,8 @@ impl TopK {
     /// Device memory in bytes that is held: what [`TopK::required_bytes`] says, and once [`TopK::search_host`] was called its buffers.
     pub fn workspace_bytes(&self) -> usize {
         let plans: usize = self.runs.iter().map(|run| run.plan.own_bytes()).sum();
-        let buffers = self.staging.iter().flat_map(|staging| &staging.buffers);
         let results = (self.scores.len() + self.best_scores.len() + self.best_docs.len()) * 4 + self.kept.len() * 8;
-        self.memory.bytes() + plans + results + buffers.map(CudaSlice::len).sum::<usize>()
+        self.memory.bytes() + plans + results + self.buffers.iter().map(CudaSlice::len).sum::<usize>()
     }
 
     /// Searches a corpus in device memory: dense rows `[tokens, d]`. Waits for the result.
@@ -216,43 +228,46 @@ impl TopK {
         self.ranking()
     }
 
-    /// Searches a corpus in host memory, of any size: runs are copied to the device one ahead of the one that is scored. Page-locked memory
-    /// copies about twice as fast. Waits for the result. The first call allocates room for two runs, which is kept.
+    /// Searches a corpus in host memory, of any size: runs are copied to the device one ahead of the one that is scored, page-locked memory
+    /// faster than other. Waits for the result. The first call allocates room for two runs, which is kept.
     ///
     /// # Errors
     /// As [`TopK::search`], and `OutOfMemory` for the two runs on the device.
     pub fn search_host<T: Element>(&mut self, queries: &MatrixView<'_, T>, corpus: &[T]) -> Result<Ranking> {
         self.check(queries, corpus.len())?;
-        let mut staging = match self.staging.take() {
-            Some(staging) => staging,
-            None => self.staging()?,
-        };
-        let searched = self.stream(&mut staging, queries, corpus);
+        if self.buffers.is_empty() {
+            let longest = self.runs.iter().map(|run| run.rows).max().unwrap_or(1);
+            let buffer = |_| self.gpu.alloc(longest * self.dim * self.dtype.size_bytes());
+            self.buffers = (0..self.runs.len().min(2)).map(buffer).collect::<kernel_core::Result<_>>()?;
+        }
+        // Not kept: as long as a context has a second stream, every call in it records and waits for events.
+        let copies = self.gpu.fork()?;
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let searched = self.stream(&copies, &mut buffers, queries, corpus);
         // Also after an error no copy may be under way that reads what the caller is about to have back.
-        let copied = staging.copies.synchronize();
-        self.staging = Some(staging);
+        let copied = copies.synchronize();
+        self.buffers = buffers;
         searched?;
         copied?;
         self.ranking()
     }
 
-    fn staging(&self) -> Result<Staging> {
-        let longest = self.runs.iter().map(|run| run.rows).max().unwrap_or(1);
-        let buffer = |_| self.gpu.alloc(longest * self.dim * self.dtype.size_bytes());
-        let buffers = (0..self.runs.len().min(2)).map(buffer).collect::<kernel_core::Result<_>>()?;
-        Ok(Staging { copies: self.gpu.fork()?, buffers })
-    }
-
     /// Queues the copies and the scores of all runs.
-    fn stream<T: Element>(&mut self, staging: &mut Staging, queries: &MatrixView<'_, T>, corpus: &[T]) -> Result<()> {
+    fn stream<T: Element>(
+        &mut self,
+        copies: &Gpu,
+        buffers: &mut [CudaSlice<u8>],
+        queries: &MatrixView<'_, T>,
+        corpus: &[T],
+    ) -> Result<()> {
         let failed = kernel_core::Error::driver;
-        let (copies, scores) = (staging.copies.stream().clone(), self.gpu.stream().clone());
+        let (copies, scores) = (copies.stream(), self.gpu.stream().clone());
         // Behind whatever an earlier search left on the stream.
         let event = || scores.record_event(None).map_err(failed("cuEventRecord"));
         let mut scored = [event()?, event()?];
         for index in 0..self.runs.len() {
             let elements = self.elements(index);
-            let buffer = &mut staging.buffers[index % 2];
+            let buffer = &mut buffers[index % 2];
             // The copy waits for the scores that last read this buffer, and the scores for the copy. The context may have been told to
             // track no events itself.
             copies.wait(&scored[index % 2]).map_err(failed("cuStreamWaitEvent"))?;
@@ -262,7 +277,7 @@ impl TopK {
                 return Err(shape("run", elements.len(), "no more elements than its buffer has"));
             };
             copies.memcpy_htod(&corpus[elements.clone()], &mut target).map_err(failed("cuMemcpyHtoDAsync"))?;
-            scores.join(&copies).map_err(failed("cuStreamWaitEvent"))?;
+            scores.join(copies).map_err(failed("cuStreamWaitEvent"))?;
             // SAFETY: as above.
             let docs = unsafe { buffer.transmute::<T>(elements.len()) };
             let Some(docs) = docs else {
@@ -335,20 +350,56 @@ mod tests {
     use crate::kernels::h200;
 
     #[test]
-    fn runs_hold_every_document_once_and_a_token_each() {
+    fn runs_hold_every_document_once() {
         for (lengths, most_docs, most_rows, ends) in [
             (vec![3, 3, 3, 3], 9, 6, [2, 4].as_slice()),
-            (vec![3, 3, 3, 3], 3, 100, &[3, 4]),
+            // Even, not 3 and 1.
+            (vec![3, 3, 3, 3], 3, 100, &[2, 4]),
+            (vec![1; 10], 100, 9, &[5, 10]),
+            (vec![3; 7], 100, 8, &[2, 4, 6, 7]),
             (vec![9, 1, 9], 9, 2, &[1, 2, 3]),
-            // Empty ones go with the next token, or with the last run.
-            (vec![0, 0, 0, 1, 0, 0, 0], 2, 100, &[7]),
-            (vec![1, 0, 0, 0, 1], 1, 100, &[1, 5]),
+            // However many are empty, a run has no more.
+            (vec![0, 0, 0, 1, 0, 0, 0], 2, 100, &[2, 4, 6, 7]),
+            (vec![1, 0, 0, 0, 1], 1, 100, &[1, 2, 3, 4, 5]),
+            (vec![4, 0, 0, 4], 100, 4, &[1, 4]),
         ] {
             let docs = Spans::of_lengths(lengths.clone());
             let found = cut(&docs, most_docs, most_rows);
             assert_eq!(found.iter().map(|run| run.end).collect::<Vec<_>>(), ends, "{lengths:?}");
-            assert!(found.iter().all(|run| docs.slice(run.clone()).rows() > 0), "{lengths:?}");
+            let starts: Vec<_> = [0].iter().chain(ends).take(ends.len()).copied().collect();
+            assert_eq!(found.iter().map(|run| run.start).collect::<Vec<_>>(), starts, "{lengths:?}");
         }
+    }
+
+    #[test]
+    fn runs_of_equal_documents_are_even() {
+        for (count, length, most_docs, most_rows) in
+            [(20_000_001, 1, 4000, 1 << 30), (100_003, 139, 1 << 24, 1_065_220), (7671, 139, 1 << 24, 1_065_220)]
+        {
+            let found = cut(&Spans::padded(count, length), most_docs, most_rows);
+            let sizes = || found.iter().map(Range::len);
+            assert!(sizes().sum::<usize>() == count && sizes().min() >= sizes().max().map(|most| most * 2 / 5));
+            assert!(sizes().all(|docs| docs <= most_docs && docs * length <= most_rows));
+        }
+    }
+
+    /// Lengths for which some runs have documents enough to be streamed and others not.
+    #[test]
+    fn all_runs_add_in_one_order() {
+        // 64 queries: at most 262,144 documents.
+        let queries = Spans::padded(64, 1);
+        let streams = |docs: Spans| {
+            let problem = Problem::cross(queries.clone(), docs, 128, DType::F16);
+            let sketch = Sketch::new(&h200(), &problem, 10, &Options::default()).unwrap();
+            let streamed = sketch.runs.iter().map(|(_, design, ..)| design.division.streamed);
+            (streamed.clone().filter(|&streamed| streamed).count(), streamed.count())
+        };
+        assert_eq!(streams(Spans::padded(9000, 200)), (4, 4));
+        let (streamed, runs) = streams(Spans::of_lengths((0..9000).map(|i| if i < 8990 { 100 } else { 250_000 })));
+        assert!(streamed == 0 && runs > 2, "{streamed} of {runs}");
+        // The last runs have no token.
+        let (streamed, runs) = streams(Spans::of_lengths((0..600_000).map(|i| usize::from(i < 300_000))));
+        assert!(streamed > 0 && streamed < runs, "{streamed} of {runs}");
     }
 
     /// 20 GB of rows that must be padded: one run's copy is held, not all, and nothing for gradients.
@@ -364,7 +415,7 @@ mod tests {
             assert_eq!(found[0], found[1]);
             found[0]
         };
-        let (few, many) = (bytes(3000), bytes(262_144));
+        let (few, many) = (bytes(3520), bytes(262_144));
         assert!(few.0 > 1 && many.0 > 100, "{few:?} {many:?}");
         assert!(many.1 < (160 << 20) && many.1 - few.1 < (1 << 20), "{few:?} {many:?}");
     }
