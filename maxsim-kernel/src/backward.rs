@@ -8,6 +8,7 @@ use crate::kernels::{
     MeetingsArg, TextsArg, places_log2,
 };
 use crate::problem::{BackwardRoute, Pairing, Problem, shape};
+use crate::programs;
 use crate::rows::RowAccess;
 use crate::workspace::{docs_of_query, splits};
 
@@ -43,7 +44,7 @@ pub(crate) struct Backward {
     places: usize,
     /// Query tokens that may choose in one document, the most of any but for a list's, where it is a bound.
     tokens: usize,
-    /// Loaded when first used: a plan for scores alone compiles none.
+    /// Loaded when first used: a plan that is never asked for gradients compiles none.
     kernels: Vec<Kernels>,
 }
 
@@ -68,12 +69,17 @@ impl Backward {
             Some(at) => at,
             None => {
                 let (gpu, dtype) = (&self.gpu, problem.dtype);
-                let unified = self.route == BackwardRoute::Unified;
+                let (unified, choosers) = (self.route == BackwardRoute::Unified, Choosers::of_places(self.places));
+                let mut variants = vec![programs::backward_docs(dtype, access, choosers)];
+                let of_queries = |docs| programs::backward_queries(dtype, access, docs);
+                variants.extend(unified.then(|| of_queries(true)).into_iter().chain([of_queries(false)]));
+                variants.extend(FinishGradients::variants(dtype, access));
+                gpu.compile(&variants)?;
                 self.kernels.push(Kernels {
                     access,
                     queries: BackwardQueries::new(gpu, dtype, access, false)?,
                     both: unified.then(|| BackwardQueries::new(gpu, dtype, access, true)).transpose()?,
-                    docs: BackwardDocs::new(gpu, dtype, access, Choosers::of_places(self.places))?,
+                    docs: BackwardDocs::new(gpu, dtype, access, choosers)?,
                     finish: FinishGradients::new(gpu, dtype, access)?,
                 });
                 self.kernels.len() - 1

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{Element, Gpu, MatrixView, MatrixViewMut, VectorView, VectorViewMut};
+use kernel_core::{Element, Gpu, MatrixView, MatrixViewMut, Variant, VectorView, VectorViewMut};
 
 use crate::backward::Backward;
 use crate::design::Design;
@@ -22,7 +22,7 @@ use crate::workspace::{Memory, Regions, SideRegions};
 /// allocation once its kernels are loaded. A call queues its work on the plan's stream and returns; it neither waits for the device nor
 /// allocates on it, so it can be captured into a graph (after one call outside of the capture, see [`Gpu`]).
 ///
-/// Making a plan compiles its kernels if no earlier process did (seconds, once).
+/// Making a plan compiles the kernels of its scores if no earlier process did (seconds, once); those of the gradients the first [`Plan::backward`] compiles.
 ///
 /// ```no_run
 /// use maxsim_kernel::{Gpu, Inputs, MatrixView, Options, Plan, Problem, Spans, VectorViewMut, kernel_core::half::bf16};
@@ -68,21 +68,27 @@ impl std::fmt::Debug for Plan {
 }
 
 impl Plan {
-    /// Decides, compiles, uploads the tables and allocates.
+    /// Decides, compiles the kernels of the scores, uploads the tables and allocates.
     ///
     /// # Errors
     /// [`Error::Gpu`](crate::Error::Gpu) with: `ZeroSize` or `Shape` for an impossible problem, `DType` for a route that the dtype does not
-    /// have, `UnsupportedDevice`, `MissingLibrary` without NVRTC, `OutOfMemory`, `Driver`.
+    /// have, `UnsupportedDevice`, `MissingLibrary` without NVRTC, `Compile`, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, problem: Problem, options: Options) -> Result<Self> {
         let design = Design::new(gpu.info(), &problem, &options)?;
         let memory = Memory::new(gpu, &design.needs)?;
         Self::with_memory(gpu, problem, design, Arc::new(memory))
     }
 
+    /// The kernels that a plan of `design` loads: those of the scores.
+    pub(crate) fn variants(gpu: &Gpu, problem: &Problem, design: &Design) -> Vec<Variant> {
+        let scores = Scorer::variants(gpu.info(), design.route, problem, design.division.streamed);
+        scores.into_iter().chain(Prepare::variants(problem.dtype)).collect()
+    }
+
     /// A plan of `design`, which was made for this device and problem, in memory that holds what it needs.
     pub(crate) fn with_memory(gpu: &Gpu, problem: Problem, design: Design, memory: Arc<Memory>) -> Result<Self> {
+        gpu.compile(&Self::variants(gpu, &problem, &design))?;
         let Design { route, backward, division, regions, .. } = design;
-        gpu.compile(&Scorer::variants(gpu.info(), route, &problem, division.streamed))?;
         Ok(Self {
             tables: Tables::new(Some(gpu), &problem, &division)?,
             scorer: Scorer::new(gpu, route, &problem, division.streamed)?,
@@ -210,7 +216,8 @@ impl Plan {
     /// and tokens that no query token chose, get exact zeros. f32 sums, rounded once. An argmax entry beyond its document counts for nothing.
     ///
     /// # Errors
-    /// As [`Plan::forward`], but memory of any alignment will do; `Shape` for a plan with [`BackwardRoute::None`].
+    /// As [`Plan::forward`], but memory of any alignment will do; `Shape` for a plan with [`BackwardRoute::None`]. The first call, and the first of
+    /// another alignment, compiles: `MissingLibrary` without NVRTC, `Compile`.
     pub fn backward<T: Element>(
         &mut self,
         inputs: &Inputs<'_, T>,

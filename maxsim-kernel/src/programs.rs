@@ -3,7 +3,7 @@
 use kernel_core::cuda::{element, flag};
 use kernel_core::{DType, Program, Variant};
 
-use crate::kernels::{Choosers, ForwardMma, Shape, StreamShape};
+use crate::kernels::{Choosers, FinishGradients, ForwardMma, Prepare, Shape, StreamShape};
 use crate::rows::RowAccess;
 
 const HEADERS: &[(&str, &str)] = &[
@@ -159,9 +159,7 @@ pub(crate) fn gather_rows(dtype: DType) -> Variant {
 pub fn variants() -> Vec<Variant> {
     let mut all = vec![top_k()];
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
-        for entry in ["maxsim_mask", "maxsim_norms", "maxsim_pad", "maxsim_schedule", "maxsim_reduce"] {
-            all.push(prepare(dtype, entry));
-        }
+        all.extend(Prepare::variants(dtype));
         all.push(gather_rows(dtype));
         for on in [false, true] {
             all.push(forward_portable(dtype, on));
@@ -173,9 +171,7 @@ pub fn variants() -> Vec<Variant> {
             for choosers in Choosers::ALL {
                 all.push(backward_docs(dtype, access, choosers));
             }
-            for entry in ["maxsim_finish", "maxsim_clear"] {
-                all.push(finish_gradients(dtype, access, entry));
-            }
+            all.extend(FinishGradients::variants(dtype, access));
         }
     }
     for dtype in [DType::F16, DType::Bf16] {

@@ -51,45 +51,70 @@ pub(crate) struct Hopper {
     maps: LastMaps<[RowsAt; 2], [TensorMap; 5]>,
 }
 
+/// Which kernels a problem takes.
+enum Choice {
+    /// `tensor`: rows at multiples of 16 bytes on tensor cores.
+    Portable {
+        tensor: bool,
+    },
+    Hopper {
+        shape: Shape,
+        stream: Option<StreamShape>,
+    },
+}
+
+impl Choice {
+    /// `streamed`: as the division says.
+    fn new(info: &DeviceInfo, route: Route, problem: &Problem, streamed: bool) -> Self {
+        if route != Route::Hopper {
+            return Self::Portable { tensor: problem.dtype != DType::F32 };
+        }
+        let stream = if streamed { Scorer::stream(info, problem) } else { None };
+        Self::Hopper { shape: Shape::choose(problem), stream }
+    }
+}
+
 impl Scorer {
     /// What [`Scorer::new`] loads, those that take the longest to compile first. `streamed`: as the division says.
     pub(crate) fn variants(info: &DeviceInfo, route: Route, problem: &Problem, streamed: bool) -> Vec<Variant> {
         const ARGMAX: [bool; 2] = [true, false];
         let dtype = problem.dtype;
-        if route != Route::Hopper {
-            let plain = ARGMAX.map(|argmax| programs::forward_portable(dtype, argmax));
-            let tensor = ARGMAX.map(|argmax| ForwardMma::variant(dtype, problem.dim, argmax));
-            let tensor = (dtype != DType::F32).then_some(tensor);
-            return tensor.into_iter().flatten().chain(plain).collect();
+        match Choice::new(info, route, problem, streamed) {
+            Choice::Portable { tensor } => {
+                let plain = ARGMAX.map(|argmax| programs::forward_portable(dtype, argmax));
+                let tensor = tensor.then(|| ARGMAX.map(|argmax| ForwardMma::variant(dtype, problem.dim, argmax)));
+                tensor.into_iter().flatten().chain(plain).collect()
+            }
+            Choice::Hopper { shape, stream } => {
+                let forward = ARGMAX.map(|argmax| programs::forward_sm90(dtype, shape, argmax));
+                let stream = stream.map(|stream| ARGMAX.map(|argmax| programs::forward_stream(dtype, stream, argmax)));
+                forward.into_iter().chain(stream.into_iter().flatten()).chain([programs::settle(dtype)]).collect()
+            }
         }
-        let shape = Shape::choose(problem);
-        let forward = ARGMAX.map(|argmax| programs::forward_sm90(dtype, shape, argmax));
-        let stream = Self::stream(info, problem)
-            .filter(|_| streamed)
-            .map(|shape| ARGMAX.map(|argmax| programs::forward_stream(dtype, shape, argmax)));
-        forward.into_iter().chain(stream.into_iter().flatten()).chain([programs::settle(dtype)]).collect()
     }
 
     pub(crate) fn new(gpu: &Gpu, route: Route, problem: &Problem, streamed: bool) -> Result<Self> {
         let dtype = problem.dtype;
-        if route != Route::Hopper {
-            let plain = |argmax| ForwardPortable::new(gpu, dtype, argmax);
-            let tensor = |argmax| ForwardMma::new(gpu, dtype, problem.dim, argmax);
-            let tensor = if dtype == DType::F32 { None } else { Some([tensor(false)?, tensor(true)?]) };
-            return Ok(Self::Portable(Portable { plain: [plain(false)?, plain(true)?], tensor }));
+        match Choice::new(gpu.info(), route, problem, streamed) {
+            Choice::Portable { tensor } => {
+                let plain = |argmax| ForwardPortable::new(gpu, dtype, argmax);
+                let kernel = |argmax| ForwardMma::new(gpu, dtype, problem.dim, argmax);
+                let tensor = if tensor { Some([kernel(false)?, kernel(true)?]) } else { None };
+                Ok(Self::Portable(Portable { plain: [plain(false)?, plain(true)?], tensor }))
+            }
+            Choice::Hopper { shape, stream } => {
+                let kernel = |argmax| ForwardSm90::new(gpu, dtype, shape, argmax);
+                Ok(Self::Hopper(Box::new(Hopper {
+                    shape,
+                    kernels: [kernel(false)?, kernel(true)?],
+                    settle: Settle::new(gpu, dtype)?,
+                    stream: stream.map(|stream| ForwardStream::new(gpu, dtype, stream)).transpose()?,
+                    nan_epoch: gpu.alloc(1)?,
+                    epoch: 0,
+                    maps: LastMaps::new(),
+                })))
+            }
         }
-        let shape = Shape::choose(problem);
-        let kernel = |argmax| ForwardSm90::new(gpu, dtype, shape, argmax);
-        let stream = Self::stream(gpu.info(), problem).filter(|_| streamed);
-        Ok(Self::Hopper(Box::new(Hopper {
-            shape,
-            kernels: [kernel(false)?, kernel(true)?],
-            settle: Settle::new(gpu, dtype)?,
-            stream: stream.map(|stream| ForwardStream::new(gpu, dtype, stream)).transpose()?,
-            nan_epoch: gpu.alloc(1)?,
-            epoch: 0,
-            maps: LastMaps::new(),
-        })))
     }
 
     pub(crate) fn route(&self) -> Route {

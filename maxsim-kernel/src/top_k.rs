@@ -1,5 +1,6 @@
 //! Retrieval: the best documents of each query, without the scores of all.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use crate::io::Inputs;
 use crate::kernels::{KeepBest, MOST, TopKParams};
 use crate::plan::Plan;
 use crate::problem::{BackwardRoute, Options, Pairing, Problem, shape};
+use crate::programs;
 use crate::ranking::Ranking;
 use crate::spans::Spans;
 use crate::workspace::{Memory, Needs};
@@ -167,6 +169,12 @@ impl TopK {
     /// [`Plan::new`].
     pub fn new(gpu: &Gpu, problem: &Problem, k: usize, options: Options) -> Result<Self> {
         let Sketch { k, runs, widest, needs } = Sketch::new(gpu.info(), problem, k, &options)?;
+        // Of all runs side by side.
+        let mut variants = HashSet::from([programs::top_k()]);
+        for (problem, design, ..) in &runs {
+            variants.extend(Plan::variants(gpu, problem, design));
+        }
+        gpu.compile(&variants.into_iter().collect::<Vec<_>>())?;
         let memory = Arc::new(Memory::new(gpu, &needs)?);
         // A run without a token reads a row all the same, which does not matter.
         let last_row = problem.docs.rows().saturating_sub(1);

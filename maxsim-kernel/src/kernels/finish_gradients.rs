@@ -1,7 +1,7 @@
 //! `cuda/finish_gradients.cu`: from f32 sums to gradients.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, Variant};
 
 use super::{TextsArg, load, overlapped};
 use crate::error::Result;
@@ -43,9 +43,16 @@ pub(crate) struct FinishGradients {
 }
 
 impl FinishGradients {
+    const ENTRIES: [&str; 2] = ["maxsim_finish", "maxsim_clear"];
+
+    /// What [`FinishGradients::new`] loads.
+    pub(crate) fn variants(dtype: DType, access: RowAccess) -> impl Iterator<Item = Variant> {
+        Self::ENTRIES.into_iter().map(move |entry| programs::finish_gradients(dtype, access, entry))
+    }
+
     pub(crate) fn new(gpu: &Gpu, dtype: DType, access: RowAccess) -> Result<Self> {
-        let kernel = |entry| load(gpu, &programs::finish_gradients(dtype, access, entry));
-        Ok(Self { finish: kernel("maxsim_finish")?, clear: kernel("maxsim_clear")? })
+        let [finish, clear] = Self::ENTRIES.map(|entry| load(gpu, &programs::finish_gradients(dtype, access, entry)));
+        Ok(Self { finish: finish?, clear: clear? })
     }
 
     /// # Safety

@@ -1,7 +1,7 @@
 //! `cuda/prepare.cu`: masks, norms, padded copies, the division of masked work, and the sums of long queries.
 
 use kernel_core::cudarc::driver::CudaStream;
-use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig};
+use kernel_core::{DType, DeviceInfo, Gpu, Kernel, KernelArg, LaunchConfig, Variant};
 
 use super::{ItemsArg, TextsArg, load, overlapped};
 use crate::error::Result;
@@ -54,15 +54,17 @@ pub(crate) struct Prepare {
 }
 
 impl Prepare {
+    const ENTRIES: [&str; 5] = ["maxsim_mask", "maxsim_norms", "maxsim_pad", "maxsim_schedule", "maxsim_reduce"];
+
+    /// What [`Prepare::new`] loads.
+    pub(crate) fn variants(dtype: DType) -> impl Iterator<Item = Variant> {
+        Self::ENTRIES.into_iter().map(move |entry| programs::prepare(dtype, entry))
+    }
+
     pub(crate) fn new(gpu: &Gpu, dtype: DType) -> Result<Self> {
-        let kernel = |entry| load(gpu, &programs::prepare(dtype, entry));
-        Ok(Self {
-            mask: kernel("maxsim_mask")?,
-            norms: kernel("maxsim_norms")?,
-            pad: kernel("maxsim_pad")?,
-            schedule: kernel("maxsim_schedule")?,
-            reduce: kernel("maxsim_reduce")?,
-        })
+        let [mask, norms, pad, schedule, reduce] =
+            Self::ENTRIES.map(|entry| load(gpu, &programs::prepare(dtype, entry)));
+        Ok(Self { mask: mask?, norms: norms?, pad: pad?, schedule: schedule?, reduce: reduce? })
     }
 
     /// # Safety

@@ -85,9 +85,9 @@ fn every_dtype_route_and_dimension() {
     }
 }
 
-/// Three documents in a last run of their own, which other kernels score than those of the runs before; and one document larger than a run.
+/// Three documents more than a run holds, in two even runs; and one document larger than a run.
 #[test]
-fn a_short_last_run() {
+fn few_more_than_a_run() {
     let Some(gpu) = gpu() else { return };
     // Rows of 254 and 256 bytes, 128 MiB a run.
     for dim in [128, 127] {
