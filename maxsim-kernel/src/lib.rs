@@ -144,7 +144,7 @@
 //! plan.forward(&inputs, &mut scores, Some(&mut choices))?;
 //! assert_eq!(scores, [3.0 + 8.0, 0.0, -1.0 + 10.0]);
 //! assert_eq!(choices, [0, 1, -1, -1, 0, 0]);
-//! assert_eq!(Ranking::of_scores(&scores, 3, 2).docs, [0, 2]);
+//! assert_eq!(Ranking::of_scores(&scores, 3, 2)?.docs, [0, 2]);
 //! # Ok::<(), maxsim_kernel::Error>(())
 //! ```
 #![deny(missing_docs)]

@@ -12,18 +12,23 @@ use crate::problem::{Spans, shape};
 /// `mask` has `count * length` entries, in order.
 ///
 /// # Errors
-/// `Shape` for a mask of another size.
+/// `Shape` for a mask of another size, and for more than 2³¹ − 1 texts.
 pub fn packed_spans(mask: &[bool], count: usize, length: usize) -> Result<Spans> {
-    if Some(mask.len()) != count.checked_mul(length) || length == 0 {
+    if Some(mask.len()) != count.checked_mul(length) {
         return Err(shape("mask", format!("[{}]", mask.len()), format!("[{count}, {length}]")));
     }
-    Ok(Spans::of_lengths(mask.chunks(length).map(|text| text.iter().filter(|keep| **keep).count())))
+    let kept = |text: usize| mask[text * length..][..length].iter().filter(|keep| **keep).count();
+    // Texts without tokens take no memory, whatever their number; their offsets do.
+    if count > i32::MAX as usize {
+        return Err(shape("texts", count, format!("at most {}", i32::MAX)));
+    }
+    Ok(Spans::of_lengths((0..count).map(kept)))
 }
 
 /// Moves the kept tokens of padded texts to packed rows on the device, and gradients of packed rows back to where their tokens were.
 ///
 /// [`Plan`](crate::Plan) takes any mask as it is, and its time follows the kept tokens too where they come first; packing pays where texts are used many
-/// times, are to be kept, or have holes. A packed text's tokens are its kept ones in their order: choices (`argmax`) count those, and [`Packing::rows`] says where each was.
+/// times, are to be kept, or have holes. A packed text's tokens are its kept ones in their order: choices (`argmax`) count those, and [`Packing::sources`] says where each was.
 ///
 /// ```no_run
 /// use maxsim_kernel::kernel_core::half::bf16;
@@ -36,7 +41,7 @@ pub fn packed_spans(mask: &[bool], count: usize, length: usize) -> Result<Spans>
 /// let mut packed = gpu.alloc::<bf16>(4 * 128)?;
 /// let padded = MatrixView::new("padded", &padded, [6, 128])?;
 /// packing.pack(&padded, &mut MatrixViewMut::new("packed", &mut packed, [4, 128])?)?;
-/// assert_eq!((packing.spans().length(0), packing.rows()), (2, &[0, 1, 3, 5][..]));
+/// assert_eq!((packing.spans().length(0), packing.sources()), (2, &[0, 1, 3, 5][..]));
 /// # Ok::<(), maxsim_kernel::Error>(())
 /// ```
 pub struct Packing {
@@ -61,12 +66,15 @@ impl Packing {
     /// Compiles, and uploads where each token goes: 4 bytes for each padded row and for each kept one. `mask`: as of [`packed_spans`].
     ///
     /// # Errors
-    /// [`Error::Gpu`](crate::Error::Gpu) with: `Shape` for a mask of another size or of more than 2³¹ − 1 entries, `ZeroSize` for no text, `MissingLibrary`
-    /// without NVRTC, `OutOfMemory`, `Driver`.
+    /// [`Error::Gpu`](crate::Error::Gpu) with: `Shape` for a mask of another size or of more than 2³¹ − 1 entries, `ZeroSize` for no text or texts of no
+    /// tokens, `MissingLibrary` without NVRTC, `OutOfMemory`, `Driver`.
     pub fn new(gpu: &Gpu, dtype: DType, mask: &[bool], count: usize, length: usize) -> Result<Self> {
         let spans = packed_spans(mask, count, length)?;
         if count == 0 {
             return Err(kernel_core::Error::ZeroSize { what: "texts" }.into());
+        }
+        if length == 0 {
+            return Err(kernel_core::Error::ZeroSize { what: "length of the padded texts" }.into());
         }
         if mask.len() > i32::MAX as usize {
             return Err(shape("mask", format!("[{count}, {length}]"), format!("at most {} entries", i32::MAX)));
@@ -92,7 +100,7 @@ impl Packing {
     }
 
     /// The padded row that each packed row comes from.
-    pub fn rows(&self) -> &[u32] {
+    pub fn sources(&self) -> &[u32] {
         &self.rows
     }
 
@@ -155,6 +163,7 @@ mod tests {
         let spans = packed_spans(&[true, false, false, true, true, true], 2, 3).unwrap();
         assert_eq!(spans, Spans::packed(vec![0, 1, 4]));
         assert_eq!(packed_spans(&[true, false, true], 1, 3).unwrap(), Spans::packed(vec![0, 2]));
+        assert_eq!(packed_spans(&[], 3, 0).unwrap(), Spans::of_lengths([0, 0, 0]));
         assert!(packed_spans(&[true], 1, 3).unwrap_err().to_string().contains("[1, 3]"));
     }
 }

@@ -124,7 +124,7 @@ impl Plan {
 
     /// Those that it shares with no other plan.
     pub(crate) fn own_bytes(&self) -> usize {
-        self.tables.bytes() + Scorer::own_bytes(self.route())
+        self.tables.bytes() + self.scorer.held_bytes()
     }
 
     /// The scores s\[q, d\] = Σ_i max_j ⟨Q\[q, i\], D\[d, j\]⟩ over the tokens that the masks keep (arXiv 2004.12832, section 3.3), and with

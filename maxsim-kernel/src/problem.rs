@@ -122,10 +122,11 @@ impl Problem {
         }
     }
 
-    /// Query and document of a score.
+    /// Query and document of a score, which must be one of the problem's.
     ///
     /// # Panics
-    /// As an index of a slice does, where there is no such score.
+    /// For a list as an index of a slice does, where there is no such score, and where there is nothing to divide by: a cross without documents, or no
+    /// candidates. Else it says where that score would be.
     pub fn pair(&self, slot: usize) -> (usize, usize) {
         match &self.pairing {
             Pairing::Cross => (slot / self.docs.count(), slot % self.docs.count()),
@@ -219,7 +220,7 @@ pub enum Route {
     /// meet many documents.
     Hopper,
     /// On any GPU from sm_80, every dtype: f16 and bf16 on tensor cores (rows that begin at no multiple of 16 bytes though d is a multiple of 8:
-    /// on f32 units, some 13 times slower), f32 in f32.
+    /// on f32 units, many times slower), f32 in f32.
     Portable,
 }
 
@@ -338,6 +339,9 @@ mod tests {
         let list = vec![(0, 0), (7, 0), (0, usize::MAX)];
         let problem = Problem::list(Spans::padded(2, 3), Spans::padded(4, 5), list, 8, DType::F32);
         assert_eq!((problem.scores(), problem.argmaxes(), problem.forward_flop()), (3, 6, 2.0 * 8.0 * 15.0));
+        let endless =
+            Problem::list(Spans::padded(3, usize::MAX), Spans::padded(4, 5), vec![(1, 0), (2, 0)], 8, DType::F32);
+        assert_eq!(endless.argmaxes(), usize::MAX);
         let candidates = Problem::candidates(Spans::padded(2, 3), Spans::padded(4, 5), 0, 8, DType::F32);
         assert_eq!(candidates.argmaxes(), 0);
         assert_eq!(candidates.forward_flop(), 0.0);

@@ -2,6 +2,9 @@
 
 use std::cmp::Ordering;
 
+use crate::error::Result;
+use crate::problem::shape;
+
 /// The best documents of each query, best first. Equal scores are in the order of the documents; NaN comes after every number. Copies of one
 /// document score alike: all runs of a search add in one order.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,8 +18,14 @@ pub struct Ranking {
 }
 
 impl Ranking {
-    /// Ranks scores `[Nq, Nd]` that are there already, on the host.
-    pub fn of_scores(scores: &[f32], docs: usize, k: usize) -> Self {
+    /// Ranks scores `[Nq, Nd]` that are there already, on the host. `docs` is Nd.
+    ///
+    /// # Errors
+    /// `Shape` for scores that are no multiple of `docs`.
+    pub fn of_scores(scores: &[f32], docs: usize, k: usize) -> Result<Self> {
+        if !scores.len().is_multiple_of(docs) {
+            return Err(shape("scores", format!("[{}]", scores.len()), format!("[Nq, {docs}]")));
+        }
         let per_query = k.min(docs);
         let mut ranking = Self { per_query, docs: Vec::new(), scores: Vec::new() };
         for row in scores.chunks(docs.max(1)) {
@@ -28,7 +37,7 @@ impl Ranking {
             ranking.docs.extend(order.iter().take(per_query).map(|&doc| doc as u32));
             ranking.scores.extend(order.iter().take(per_query).map(|&doc| row[doc]));
         }
-        ranking
+        Ok(ranking)
     }
 
     /// Documents and scores of one query, best first; empty for a query that there is not.
@@ -46,11 +55,13 @@ mod tests {
     #[test]
     fn rankings_are_stable_and_put_nan_last() {
         let scores = [1.0, f32::NAN, 3.0, 1.0, f32::NEG_INFINITY, 3.0];
-        let ranking = Ranking::of_scores(&scores, 6, 6);
+        let ranking = Ranking::of_scores(&scores, 6, 6).unwrap();
         assert_eq!(ranking.docs, [2, 5, 0, 3, 4, 1]);
-        assert_eq!(Ranking::of_scores(&scores, 3, 9).docs, [2, 0, 1, 2, 0, 1]);
-        let top = Ranking::of_scores(&scores, 6, 2);
+        assert_eq!(Ranking::of_scores(&scores, 3, 9).unwrap().docs, [2, 0, 1, 2, 0, 1]);
+        let top = Ranking::of_scores(&scores, 6, 2).unwrap();
         assert_eq!(top.query(0).collect::<Vec<_>>(), [(2, 3.0), (5, 3.0)]);
         assert_eq!(top.query(1).count(), 0);
+        assert!(Ranking::of_scores(&scores, 4, 2).unwrap_err().to_string().contains("[Nq, 4]"));
+        assert!(Ranking::of_scores(&[], 0, 2).unwrap().docs.is_empty());
     }
 }

@@ -124,9 +124,17 @@ impl Scorer {
         }
     }
 
-    /// Bytes of its own on the device: `nan_epoch`.
+    /// What [`Self::held_bytes`] will be.
     pub(crate) fn own_bytes(route: Route) -> usize {
         if route == Route::Hopper { size_of::<u32>() } else { 0 }
+    }
+
+    /// Bytes of its own on the device.
+    pub(crate) fn held_bytes(&self) -> usize {
+        match self {
+            Self::Portable(_) => 0,
+            Self::Hopper(hopper) => hopper.nan_epoch.num_bytes(),
+        }
     }
 
     /// How the work of `problem` is cut on this route. `streaming`: whether documents may be streamed.

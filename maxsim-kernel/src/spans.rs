@@ -67,13 +67,16 @@ impl Spans {
         self.rows().max(1)
     }
 
-    /// Rows of text `index`.
+    /// Rows of text `index`, which must be one of these.
     ///
     /// # Panics
-    /// As an index of a slice does, where there is no such text.
+    /// For packed texts as an index of a slice does, where there is no such text. Of padded ones it says where that text would be.
     pub fn span(&self, index: usize) -> Range<usize> {
         match self {
-            Self::Padded { length, .. } => index * length..(index + 1) * length,
+            Self::Padded { length, .. } => {
+                let start = index.saturating_mul(*length);
+                start..start.saturating_add(*length)
+            }
             Self::Packed(offsets) => offsets[index]..offsets[index + 1],
         }
     }
@@ -83,7 +86,10 @@ impl Spans {
     /// # Panics
     /// As [`Spans::span`].
     pub fn length(&self, index: usize) -> usize {
-        self.span(index).len()
+        match self {
+            Self::Padded { length, .. } => *length,
+            Self::Packed(_) => self.span(index).len(),
+        }
     }
 
     /// Rows of the longest text.
@@ -94,10 +100,10 @@ impl Spans {
         }
     }
 
-    /// Texts `range` alone, their rows counted from the first one's.
+    /// Texts `range` alone, which must be of these, their rows counted from the first one's.
     ///
     /// # Panics
-    /// As a slice does, for a range that is not of these texts.
+    /// For packed texts as a slice does, for a range that is not of them.
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> Self {
         match self {

@@ -26,7 +26,7 @@ impl<T: DeviceRepr> Table<T> {
             let (address, _guard) = memory.device_ptr(gpu.stream());
             address
         };
-        Ok(Self { _memory: Some(memory), address, bytes })
+        Ok(Self { bytes: memory.num_bytes(), _memory: Some(memory), address })
     }
 }
 

@@ -65,7 +65,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             good = false;
         }
     }
-    for query in SHOWN {
+    for query in SHOWN.into_iter().filter(|&query| query < count) {
         println!("\n\"{}\" ({})", corpus.texts[query].query, corpus.texts[query].source);
         for (place, (doc, score)) in ranking.query(query).take(HITS).enumerate() {
             let own = if doc == query { "  <- its own" } else { "" };

@@ -83,7 +83,7 @@ fn on_cpu(corpus: &Corpus, top: usize, query: usize) -> Result<Found> {
     };
     let (scores, _) =
         score((corpus.queries.clone(), &corpus.query_tokens), (corpus.code.clone(), &corpus.code_tokens))?;
-    let ranking = Ranking::of_scores(&scores, corpus.code.count(), top);
+    let ranking = Ranking::of_scores(&scores, corpus.code.count(), top)?;
     let best = best_of(&ranking, query)?;
     let (_, choices) = score(corpus.query(query), corpus.function(best))?;
     Ok(Found { device: "the CPU".to_owned(), ranking, best, choices })

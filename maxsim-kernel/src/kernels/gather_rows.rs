@@ -27,6 +27,7 @@ pub(crate) struct GatherParams {
 
 // SAFETY: plain data, laid out as the kernel's struct.
 unsafe impl KernelArg for GatherParams {}
+const _: () = assert!(size_of::<GatherParams>() == 56 && std::mem::offset_of!(GatherParams, dim) == 48);
 
 pub(crate) struct GatherRows {
     kernel: Kernel,

@@ -103,7 +103,7 @@ fn packed_texts_score_as_masked_ones() {
     for (at, choice) in found.1.iter_mut().enumerate() {
         let doc = at / 20 % count;
         let row = packing.spans().span(doc).start + *choice as usize;
-        *choice = packing.rows()[row] as i32 - (doc * length) as i32;
+        *choice = packing.sources()[row] as i32 - (doc * length) as i32;
     }
     assert_eq!(found, masked);
 }

@@ -31,7 +31,7 @@ fn ranked<T: cpu::Element>(problem: &Problem, queries: &[T], docs: &[T], k: usiz
     };
     let mut scores = vec![0.0; problem.scores()];
     plan.forward(&inputs, &mut scores, None).unwrap();
-    Ranking::of_scores(&scores, problem.docs.count(), k)
+    Ranking::of_scores(&scores, problem.docs.count(), k).unwrap()
 }
 
 /// From the device, twice from the host, and from the device again: the memory that the runs share is in no state that matters.

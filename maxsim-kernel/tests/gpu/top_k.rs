@@ -23,7 +23,7 @@ fn search<T: Number>(gpu: &Gpu, case: &Case, k: usize) {
     let mut scores = vec![0.0; data.problem.scores()];
     plan.forward(&inputs, &mut scores, None).unwrap();
     let docs = data.problem.docs.count();
-    let expected = Ranking::of_scores(&scores, docs, k);
+    let expected = Ranking::of_scores(&scores, docs, k).unwrap();
 
     let mut top = TopK::new(gpu, &data.problem, k, options).unwrap();
     let (tokens, corpus) = (gpu.upload(&data.queries).unwrap(), gpu.upload(&data.docs).unwrap());
@@ -62,7 +62,10 @@ fn ranks_as_the_scores_do() {
     search::<f16>(&gpu, &case(2, Spans::of_lengths([0, 3, 0, 1, 0, 0]), 64), 50);
     // 300 MB of documents: more than one run.
     search::<f16>(&gpu, &case(2, Spans::padded(18_000, 130), 64), 25);
-    let error = TopK::new(&gpu, &Data::<f16>::new(&case(1, Spans::padded(9, 4), 64)).problem, 1025, Options::default());
+    // More than are kept is no mistake where there are no more.
+    search::<f16>(&gpu, &case(1, Spans::padded(9, 4), 64), 1025);
+    let many = Data::<f16>::new(&case(1, Spans::padded(1025, 4), 64));
+    let error = TopK::new(&gpu, &many.problem, 1025, Options::default());
     let error = error.unwrap_err().to_string();
     assert!(error.contains("1024"), "{error}");
 }
