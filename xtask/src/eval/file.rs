@@ -25,14 +25,16 @@ pub(crate) struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Fails for a file with a tensor that the operation does not know: it would be left out of the result unnoticed.
+    /// Says on stderr which tensors the operation does not know, such as another implementation's results: one with a name spelt wrong would be left
+    /// out unnoticed.
     pub(crate) fn parse(bytes: &'a [u8], names: Names) -> Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes).context("not a safetensors file")?;
         let tensors = SafeTensors::deserialize(bytes).context("not a safetensors file")?;
         let mut unknown = tensors.names();
         unknown.retain(|name| !names.known.contains(name));
-        if let Some(name) = unknown.iter().min() {
-            bail!("tensor `{name}`: not read by this operation; expected no others than {}", names.known.join(", "));
+        unknown.sort_unstable();
+        for name in unknown {
+            eprintln!("tensor `{name}`: not read by this operation, which knows {}", names.known.join(", "));
         }
         Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default(), names })
     }
@@ -81,13 +83,15 @@ impl<'a> Input<'a> {
         self.tensors.tensor(name).is_ok()
     }
 
-    /// Which of two names of one thing the file has; the first if neither.
-    pub(crate) fn either(&self, names: [String; 2]) -> Result<String> {
-        let [first, second] = names;
-        match (self.has(&first), self.has(&second)) {
-            (true, true) => bail!("tensors `{first}` and `{second}`: found both, expected one of the two"),
-            (false, true) => Ok(second),
-            (_, false) => Ok(first),
+    /// Which of the names of one thing the file has; the first if none.
+    pub(crate) fn any_of(&self, mut names: Vec<String>) -> Result<String> {
+        let mut found = names.iter().filter(|name| self.has(name));
+        match (found.next().cloned(), found.next()) {
+            (Some(first), Some(second)) => {
+                bail!("tensors `{first}` and `{second}`: found both, expected one of the two")
+            }
+            (Some(name), None) => Ok(name),
+            (None, _) => Ok(names.swap_remove(0)),
         }
     }
 
@@ -237,5 +241,18 @@ mod tests {
         assert_eq!(elements::<f16>(&bytes(&f16s)), f16s);
         assert_eq!(elements::<bf16>(&bytes(&bf16s)), bf16s);
         assert_eq!(bytes(&[1.0f32]), [0, 0, 128, 63]);
+    }
+
+    #[test]
+    fn tensors_that_are_not_known_are_passed_over() {
+        let data = bytes(&[1.0f32, 2.0]);
+        let tensor = || TensorView::new(Dtype::F32, vec![2], &data).unwrap();
+        let file = serialize([("a_x", tensor()), ("loss", tensor()), ("b_x", tensor())], None).unwrap();
+        let input = Input::parse(&file, Names { needs: "a_x or b_x", known: &["a_x", "b_x", "c_x"] }).unwrap();
+        assert_eq!(input.vector::<f32>("a_x", 2).unwrap(), [1.0, 2.0]);
+        let any_of = |names: &[&str]| input.any_of(names.iter().map(|name| (*name).to_owned()).collect());
+        assert_eq!(any_of(&["c_x", "a_x"]).unwrap(), "a_x");
+        assert_eq!(any_of(&["c_x", "d_x"]).unwrap(), "c_x");
+        assert!(any_of(&["a_x", "c_x", "b_x"]).unwrap_err().to_string().contains("`a_x` and `b_x`"));
     }
 }

@@ -52,8 +52,8 @@ const TENSORS: Names = Names {
 };
 
 /// What the tensors of a side may be called.
-const QUERIES: [&str; 2] = ["query", "query"];
-const DOCS: [&str; 2] = ["doc", "code"];
+const QUERIES: &[&str] = &["query"];
+const DOCS: &[&str] = &["doc", "code"];
 
 pub(super) fn evaluate(args: &Maxsim, bytes: &[u8]) -> Result<()> {
     let input = Input::parse(bytes, TENSORS)?;
@@ -75,12 +75,9 @@ struct Side<T> {
 }
 
 impl<T: Number> Side<T> {
-    /// `prefix`_tokens: `[total, d]` with `prefix`_offsets, `[N, L, d]`, or for documents `[Nq, K, L, d]`. Each by either prefix.
-    fn read(input: &Input<'_>, prefixes: [&str; 2]) -> Result<Self> {
-        let called = |what: &str| {
-            let [first, second] = prefixes.map(|prefix| format!("{prefix}_{what}"));
-            if first == second { Ok(first) } else { input.either([first, second]) }
-        };
+    /// `prefix`_tokens: `[total, d]` with `prefix`_offsets, `[N, L, d]`, or for documents `[Nq, K, L, d]`. Each by any one of the prefixes.
+    fn read(input: &Input<'_>, prefixes: &[&str]) -> Result<Self> {
+        let called = |what: &str| input.any_of(prefixes.iter().map(|prefix| format!("{prefix}_{what}")).collect());
         let (name, offsets, mask) = (called("tokens")?, called("offsets")?, called("mask")?);
         let (shape, tokens) = input.array::<T>(&name)?;
         let spans = match (shape.as_slice(), input.has(&offsets)) {

@@ -77,6 +77,9 @@ fn evaluate_as<T: Number>(args: &Swiglu, input: &Input<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What weights are called in any layout.
+const WEIGHTS: [&str; 3] = ["w", "w_gate", "w_up"];
+
 /// The weights' names in the file.
 fn names(layout: Layout) -> &'static [&'static str] {
     if layout.is_joined() { &["w"] } else { &["w_gate", "w_up"] }
@@ -91,6 +94,10 @@ fn read<T: Number>(args: &Swiglu, input: &Input<'_>) -> Result<Tensors<T>> {
     let ([dz_rows, outputs], dz) = input.matrix::<T>("dz")?;
     if dz_rows != rows {
         bail!("tensor `dz`: found shape [{dz_rows}, {outputs}], expected [{rows}, N], the M of x");
+    }
+    // Of two forms of the weights one would be left out unnoticed.
+    if let Some(name) = WEIGHTS.into_iter().find(|name| input.has(name) && !names(layout).contains(name)) {
+        bail!("tensor `{name}`: the layout {layout} does not use it; expected {}", names(layout).join(", "));
     }
     let expected = layout.shape(inputs, outputs);
     let mut weights = Vec::new();

@@ -69,6 +69,33 @@ fn masks() -> impl Strategy<Value = Mask> {
 }
 
 pub(super) fn cases() -> impl Strategy<Value = Case> {
+    prop_oneof![7 => any_cases(), 1 => streamed_cases()]
+}
+
+/// Few query rows that meet many documents, as retrieval has them: kernels of their own stream the documents of these.
+fn streamed_cases() -> impl Strategy<Value = Case> {
+    let dim = prop_oneof![2 => 1usize..=128, 1 => 129usize..=1024];
+    let numbers = prop_oneof![2 => Just(Numbers::Normal), 1 => Just(Numbers::Repeated), 1 => Just(Numbers::Integers)];
+    (1usize..=4, 1usize..=16, 530usize..=700, 1usize..=20, dim, any::<bool>(), numbers, any::<u64>()).prop_map(
+        |(queries, query_len, docs, doc_len, dim, packed, numbers, data_seed)| Case {
+            kind: Kind::Cross,
+            queries,
+            docs,
+            query_len: query_len.min(15_000 / dim),
+            // As much work for wide rows as for others.
+            doc_len: doc_len.min(2000 / dim + 1),
+            dim,
+            packed,
+            masks: [Mask::None; 2],
+            poisoned: false,
+            numbers,
+            normalize: false,
+            data_seed,
+        },
+    )
+}
+
+fn any_cases() -> impl Strategy<Value = Case> {
     let kind = prop_oneof![
         Just(Kind::Cross),
         (1usize..=4).prop_map(Kind::Candidates),
