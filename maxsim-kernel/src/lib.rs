@@ -161,6 +161,7 @@ mod problem;
 mod programs;
 mod ranking;
 mod rows;
+mod runs;
 mod scorer;
 mod spans;
 mod tables;

@@ -15,6 +15,7 @@ use crate::plan::Plan;
 use crate::problem::{BackwardRoute, Options, Pairing, Problem, shape};
 use crate::programs;
 use crate::ranking::Ranking;
+use crate::runs::cut;
 use crate::spans::Spans;
 use crate::workspace::{Memory, Needs};
 
@@ -94,38 +95,6 @@ impl Sketch {
     }
 }
 
-/// Cuts documents into as few runs of so many documents and rows at most as there must be, and these into even shares of what they are cut by. A document of more
-/// rows is a run.
-fn cut(docs: &Spans, most_docs: usize, most_rows: usize) -> Vec<Range<usize>> {
-    let (count, rows) = (docs.count(), docs.rows());
-    // The first document from `from` on that ends beyond `row`: documents end in order.
-    let beyond = |from: usize, row: usize| {
-        let (mut low, mut high) = (from, count);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if docs.span(middle).end > row { high = middle } else { low = middle + 1 }
-        }
-        low
-    };
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    let mut first = 0;
-    while first < count {
-        let first_row = docs.span(first).start;
-        let by_docs = (count - first).div_ceil(most_docs);
-        let by_rows = (rows - first_row).div_ceil(most_rows);
-        let share = if by_docs >= by_rows {
-            first + (count - first).div_ceil(by_docs)
-        } else {
-            beyond(first, first_row + (rows - first_row).div_ceil(by_rows) - 1) + 1
-        };
-        let most = beyond(first, first_row + most_rows).min(first.saturating_add(most_docs));
-        let end = share.min(most).clamp(first + 1, count);
-        runs.push(first..end);
-        first = end;
-    }
-    runs
-}
-
 /// Everything decided ahead for the k best documents of a corpus for each query.
 ///
 /// Documents are scored a run at a time (at most 128 MB of them, and 64 MB of scores, but one document at least). Only the best so far, one
@@ -170,11 +139,10 @@ impl TopK {
     pub fn new(gpu: &Gpu, problem: &Problem, k: usize, options: Options) -> Result<Self> {
         let Sketch { k, runs, widest, needs } = Sketch::new(gpu.info(), problem, k, &options)?;
         // Of all runs side by side.
-        let mut variants = HashSet::from([programs::top_k()]);
-        for (problem, design, ..) in &runs {
-            variants.extend(Plan::variants(gpu, problem, design));
-        }
-        gpu.compile(&variants.into_iter().collect::<Vec<_>>())?;
+        let of_run = |(problem, design, ..): &(Problem, Design, usize, usize)| Plan::variants(gpu, problem, design);
+        let mut seen = HashSet::new();
+        let variants = runs.iter().flat_map(of_run).chain([programs::top_k()]);
+        gpu.compile(&variants.filter(|variant| seen.insert(variant.clone())).collect::<Vec<_>>())?;
         let memory = Arc::new(Memory::new(gpu, &needs)?);
         // A run without a token reads a row all the same, which does not matter.
         let last_row = problem.docs.rows().saturating_sub(1);
@@ -356,40 +324,6 @@ impl TopK {
 mod tests {
     use super::*;
     use crate::kernels::h200;
-
-    #[test]
-    fn runs_hold_every_document_once() {
-        for (lengths, most_docs, most_rows, ends) in [
-            (vec![3, 3, 3, 3], 9, 6, [2, 4].as_slice()),
-            // Even, not 3 and 1.
-            (vec![3, 3, 3, 3], 3, 100, &[2, 4]),
-            (vec![1; 10], 100, 9, &[5, 10]),
-            (vec![3; 7], 100, 8, &[2, 4, 6, 7]),
-            (vec![9, 1, 9], 9, 2, &[1, 2, 3]),
-            // However many are empty, a run has no more.
-            (vec![0, 0, 0, 1, 0, 0, 0], 2, 100, &[2, 4, 6, 7]),
-            (vec![1, 0, 0, 0, 1], 1, 100, &[1, 2, 3, 4, 5]),
-            (vec![4, 0, 0, 4], 100, 4, &[1, 4]),
-        ] {
-            let docs = Spans::of_lengths(lengths.clone());
-            let found = cut(&docs, most_docs, most_rows);
-            assert_eq!(found.iter().map(|run| run.end).collect::<Vec<_>>(), ends, "{lengths:?}");
-            let starts: Vec<_> = [0].iter().chain(ends).take(ends.len()).copied().collect();
-            assert_eq!(found.iter().map(|run| run.start).collect::<Vec<_>>(), starts, "{lengths:?}");
-        }
-    }
-
-    #[test]
-    fn runs_of_equal_documents_are_even() {
-        for (count, length, most_docs, most_rows) in
-            [(20_000_001, 1, 4000, 1 << 30), (100_003, 139, 1 << 24, 1_065_220), (7671, 139, 1 << 24, 1_065_220)]
-        {
-            let found = cut(&Spans::padded(count, length), most_docs, most_rows);
-            let sizes = || found.iter().map(Range::len);
-            assert!(sizes().sum::<usize>() == count && sizes().min() >= sizes().max().map(|most| most * 2 / 5));
-            assert!(sizes().all(|docs| docs <= most_docs && docs * length <= most_rows));
-        }
-    }
 
     /// Lengths for which some runs have documents enough to be streamed and others not.
     #[test]

@@ -68,7 +68,7 @@ fn run<T: cpu::Element>(gpu: &Gpu, queries: Spans, docs: Spans, dim: usize, k: u
 #[test]
 fn runs_share_one_workspace() {
     let Some(gpu) = gpu() else { return };
-    // Padded rows, streamed, of runs of 7670 documents and of the rest; without sharing, 300 MB would be held.
+    // Padded rows, streamed, of three even runs; without sharing, 300 MB would be held.
     let top = run::<f16>(&gpu, Spans::padded(1, 3), Spans::padded(17_001, 139), 63, 10);
     let copy_of_a_run = (128 << 20) * 64 / 63;
     assert!(top.workspace_bytes() < 2 * (128 << 20) + copy_of_a_run + (2 << 20), "{}", top.workspace_bytes());
