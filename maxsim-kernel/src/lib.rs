@@ -84,7 +84,7 @@
 //! # Errors
 //! A mistake in a call gives an [`enum@Error`] that names the argument, what was found and what was expected: shape, dtype, device, stride, alignment, overlap of inputs and
 //! outputs, zero sizes; a missing driver or NVRTC, or one that fails, or too little memory. Calls do not panic, and write nothing before all arguments are checked. Only arithmetic
-//! about one text or score of a problem, such as [`Spans::span`] and [`Problem::pair`], panics as an index of a slice does. Building needs no CUDA; kernels are
+//! about one text or score of a problem, such as [`Spans::span`] and [`Problem::pair`], may panic where there is no such text or score. Building needs no CUDA; kernels are
 //! compiled at run time, once, and kept on disk.
 //!
 //! # Examples

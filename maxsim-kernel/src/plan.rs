@@ -303,10 +303,10 @@ fn is_aligned<T: Element>(inputs: &Inputs<'_, T>, gradients: &Gradients<'_, T>) 
     input(&inputs.queries) && input(&inputs.docs) && output(&gradients.d_queries) && output(&gradients.d_docs)
 }
 
-/// How many entries of the argmax come before those of score `slot`.
+/// How many entries of the argmax come before those of score `slot`, which must be one of a problem that a plan can be made of.
 ///
 /// # Panics
-/// As [`Problem::pair`], and for a list as [`Spans::span`](crate::Spans::span) for a query that there is not.
+/// As [`Problem::pair`] and [`Spans::span`](crate::Spans::span) do.
 pub fn argmax_offset(problem: &Problem, slot: usize) -> usize {
     let (query, doc) = problem.pair(slot);
     let span = problem.queries.span(query);
