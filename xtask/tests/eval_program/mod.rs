@@ -15,6 +15,15 @@ pub(crate) fn f32s(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
+/// Writes the input file into `folder`.
+pub(crate) fn write(folder: &Path, tensors: &[Tensor], metadata: &[(&str, &str)]) {
+    let views =
+        tensors.iter().map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    let metadata: HashMap<String, String> = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let metadata = (!metadata.is_empty()).then_some(metadata);
+    fs::write(folder.join("in.safetensors"), serialize(views, metadata).unwrap()).unwrap();
+}
+
 /// Runs `xtask eval family` from and to `folder`.
 pub(crate) fn run(family: &str, folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_xtask"))
@@ -35,11 +44,7 @@ pub(crate) fn eval(
     arguments: &[&str],
 ) -> Result<Outputs, String> {
     let folder = tempfile::tempdir().unwrap();
-    let views =
-        tensors.iter().map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
-    let metadata: HashMap<String, String> = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let metadata = (!metadata.is_empty()).then_some(metadata);
-    fs::write(folder.path().join("in.safetensors"), serialize(views, metadata).unwrap()).unwrap();
+    write(folder.path(), tensors, metadata);
     let output = run(family, folder.path(), arguments);
     let path = folder.path().join("out.safetensors");
     if !output.status.success() {
