@@ -1,8 +1,7 @@
 //! Every mistake of a caller gives an error of its own kind that names what was wrong, and nothing is written.
 
-use std::mem::ManuallyDrop;
-
-use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DeviceRepr};
+use cudarc::driver::CudaContext;
+use gpu_testing::{alias, assert_kind};
 use maxsim_kernel::kernel_core::Error;
 use maxsim_kernel::kernel_core::half::{bf16, f16};
 use maxsim_kernel::{
@@ -100,20 +99,6 @@ macro_rules! call_with {
         $f.nothing_was_written();
         error
     }};
-}
-
-macro_rules! assert_kind {
-    ($error:expr, $pattern:pat) => {{
-        let error = $error;
-        assert!(matches!(&error, $pattern), "{error:?}");
-    }};
-}
-
-/// Memory of a slice under a second owner that does not free it: what a caller can do only with `unsafe`.
-fn alias<T: DeviceRepr>(gpu: &Gpu, of: &CudaSlice<T>) -> ManuallyDrop<CudaSlice<T>> {
-    let (address, _guard) = of.device_ptr(gpu.stream());
-    // SAFETY: the memory is live and long enough; the second owner is never dropped, and the calls it is given to are refused.
-    ManuallyDrop::new(unsafe { gpu.stream().upgrade_device_ptr(address, of.len()) })
 }
 
 #[test]
@@ -233,8 +218,8 @@ fn another_device() {
 fn overlaps() {
     let Some(mut f) = Fixture::<f32>::new((true, false)) else { return };
     let gpu = f.gpu.clone();
-    let mut docs = alias(&gpu, &f.device.docs);
-    let mut d_docs = alias(&gpu, &f.device.d_docs);
+    let mut docs = alias(&gpu, &f.device.docs, f.device.docs.len());
+    let mut d_docs = alias(&gpu, &f.device.d_docs, f.device.d_docs.len());
     let over = Some(MatrixViewMut::new("d_docs", &mut *docs, [DOC_ROWS, DIM]).unwrap());
     let error = call_with!(f, gradients.d_docs = over);
     assert_eq!(error.to_string(), "docs and d_docs overlap in memory: expected them to be disjoint");

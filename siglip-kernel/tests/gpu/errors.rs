@@ -1,10 +1,9 @@
 //! Every mistake of a caller gives an error of its own kind that names what was wrong, and nothing is written.
 
-use std::mem::ManuallyDrop;
-
+use gpu_testing::{alias, assert_kind};
 use siglip_kernel::cpu::Element;
 use siglip_kernel::kernel_core::Error;
-use siglip_kernel::kernel_core::cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DeviceRepr};
+use siglip_kernel::kernel_core::cudarc::driver::CudaContext;
 use siglip_kernel::kernel_core::half::{bf16, f16};
 use siglip_kernel::{
     DType, Gpu, Inputs, MatrixView, MatrixViewMut, Options, Outputs, Plan, Problem, Route, Scalar, VectorViewMut,
@@ -75,20 +74,6 @@ macro_rules! step_with {
         $fixture.nothing_was_written();
         step
     }};
-}
-
-macro_rules! assert_kind {
-    ($error:expr, $pattern:pat) => {{
-        let error = $error;
-        assert!(matches!(&error, $pattern), "{error:?}");
-    }};
-}
-
-/// Memory of a slice under a second owner that does not free it: what a caller can do only with `unsafe`.
-fn alias<T: DeviceRepr>(gpu: &Gpu, of: &CudaSlice<T>, len: usize) -> ManuallyDrop<CudaSlice<T>> {
-    let (address, _guard) = of.device_ptr(gpu.stream());
-    // SAFETY: the memory is live and long enough; the second owner is never dropped, and the calls it is given to are refused.
-    ManuallyDrop::new(unsafe { gpu.stream().upgrade_device_ptr(address, len) })
 }
 
 #[test]

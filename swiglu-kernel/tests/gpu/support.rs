@@ -1,10 +1,10 @@
 //! What all GPU tests share.
 
-use std::io::Write;
-
 use kernel_core::cudarc::driver::CudaSlice;
 use swiglu_kernel::kernel_core::{self, Element};
 use swiglu_kernel::{Gpu, MatrixView, MatrixViewMut};
+
+pub(crate) use gpu_testing::say;
 
 /// Element types of both sides.
 pub(crate) trait Number: Element + reference_cpu::Element {
@@ -17,39 +17,14 @@ pub(crate) trait Number: Element + reference_cpu::Element {
 }
 impl<T: Element + reference_cpu::Element> Number for T {}
 
-fn required() -> bool {
-    std::env::var("KERNELS_REQUIRE_GPU").is_ok_and(|value| value == "1")
-}
-
-/// To stderr itself: `eprintln` is kept by the test harness when a test passes.
-pub(crate) fn say(line: &str) {
-    let test = std::thread::current().name().unwrap_or("test").to_owned();
-    std::io::stderr().write_all(format!("{test}: {line}\n").as_bytes()).expect("writing to stderr");
-}
-
 /// The first GPU with a stream of its own, or a printed reason.
 pub(crate) fn gpu() -> Option<Gpu> {
-    match Gpu::new(0) {
-        Ok(gpu) => Some(gpu.fork().expect("a new stream")),
-        Err(error) => {
-            assert!(!required(), "KERNELS_REQUIRE_GPU=1, but: no GPU ({error})");
-            say(&format!("skipped: no GPU ({error})"));
-            None
-        }
-    }
+    gpu_testing::gpu(&[])
 }
 
 /// Deterministic values, spread evenly in `-scale..scale`.
 pub(crate) fn noise<T: Number>(len: usize, seed: u64, scale: f32) -> Vec<T> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        // xorshift64*: the upper 24 bits become the fraction.
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / 8_388_608.0 - 1.0
-    };
-    (0..len).map(|_| T::rounded(next() * scale)).collect()
+    gpu_testing::noise(len, seed).into_iter().map(|value| T::rounded(value * scale)).collect()
 }
 
 /// A host and a device copy of one matrix; the device's rows are `gap` elements further apart than they need to be.
